@@ -1,0 +1,167 @@
+"""Training-time augmentation on the device: one pure function of (batch, rng).
+
+Scale, crop, pad and flip of each image are drawn as a `Placement` and applied in one
+static-shape resampling; normalisation follows. Matches Pillow's bilinear (antialiased) and nearest
+resizing, see tests/data/test_augment.py.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from regseg_jax.data.classes import IGNORE_LABEL
+
+# ImageNet's, of images in [0, 1].
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentConfig:
+    """The recipe's figures (paper, section 4.1).
+
+    Attributes:
+      crop_size: height and width of the result, in pixels.
+      min_shorter_side: the image's shorter side becomes a random integer from here
+      max_shorter_side: to here, both included, in pixels.
+      flip_probability: of a left-right flip, in [0, 1].
+    """
+
+    crop_size: tuple[int, int]
+    min_shorter_side: int
+    max_shorter_side: int
+    flip_probability: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.min_shorter_side <= self.max_shorter_side:
+            raise ValueError(
+                f"the shorter side's range [{self.min_shorter_side}, {self.max_shorter_side}] is "
+                "empty or not positive; set 0 < min_shorter_side <= max_shorter_side"
+            )
+        if min(self.crop_size) < 1:
+            raise ValueError(f"crop_size {self.crop_size} is not positive")
+
+
+class Placement(NamedTuple):
+    """Where the resized image lies on the crop.
+
+    Attributes:
+      size: i32[2], height and width that the image is resized to.
+      start: i32[2], row and column of the resized image at the crop's top left corner; negative
+        where padding comes first.
+      flip: bool[], whether the crop is then flipped left to right.
+    """
+
+    size: Array
+    start: Array
+    flip: Array
+
+
+def draw_placement(rng: Array, image_size: tuple[int, int], config: AugmentConfig) -> Placement:
+    """Draws scale, position and flip of one image.
+
+    Where the resized image is larger than the crop, the crop lies uniformly inside it; where it
+    is smaller, it lies uniformly inside the crop and the rest is padding.
+
+    Args:
+      rng: a PRNG key.
+      image_size: height and width in pixels.
+      config: the ranges.
+    """
+    scale_rng, start_rng, flip_rng = jax.random.split(rng, 3)
+    shorter = jax.random.randint(
+        scale_rng, (), config.min_shorter_side, config.max_shorter_side + 1
+    )
+    sides = jnp.array(image_size)
+    size = shorter * sides // min(image_size)
+    slack = size - jnp.array(config.crop_size)
+    start = jax.random.randint(start_rng, (2,), jnp.minimum(slack, 0), jnp.maximum(slack, 0) + 1)
+    flip = jax.random.bernoulli(flip_rng, config.flip_probability)
+    return Placement(size, start, flip)
+
+
+def apply_placement(
+    image: Array, label: Array, placement: Placement, crop_size: tuple[int, int]
+) -> tuple[Array, Array]:
+    """Resizes, crops, pads and flips an image and its label.
+
+    Args:
+      image: uint8[H, W, 3].
+      label: uint8[H, W].
+      placement: where the resized image lies.
+      crop_size: height and width of the result.
+
+    Returns:
+      The image f32[h, w, 3] in [0, 255], padded with the mean colour, and the label
+      i32[h, w], padded with `IGNORE_LABEL`.
+    """
+    in_size = jnp.array(label.shape)
+    pixels = jax.image.scale_and_translate(
+        image.astype(jnp.float32),
+        (*crop_size, image.shape[-1]),
+        spatial_dims=(0, 1),
+        scale=placement.size / in_size,
+        translation=-placement.start.astype(jnp.float32),
+        method="bilinear",
+        antialias=True,
+    )
+    rows, columns = (
+        start + jnp.arange(length) for start, length in zip(placement.start, crop_size, strict=True)
+    )
+    inside = ((rows >= 0) & (rows < placement.size[0]))[:, None] & (
+        (columns >= 0) & (columns < placement.size[1])
+    )
+
+    def nearest(position: Array, axis: int) -> Array:
+        # floor((position + 0.5) * in / out) in integers, so that no rounding moves a label.
+        source = (2 * position + 1) * in_size[axis] // (2 * placement.size[axis])
+        return jnp.clip(source, 0, in_size[axis] - 1)
+
+    labels = label[nearest(rows, 0)][:, nearest(columns, 1)].astype(jnp.int32)
+    labels = jnp.where(inside, labels, IGNORE_LABEL)
+    pixels = jnp.where(inside[..., None], pixels, 255 * jnp.array(MEAN))
+    return tuple(jnp.where(placement.flip, x[:, ::-1], x) for x in (pixels, labels))
+
+
+def augment(images: Array, labels: Array, rng: Array, config: AugmentConfig) -> tuple[Array, Array]:
+    """Augments and normalises a batch, every image by a draw of its own.
+
+    Args:
+      images: uint8[B, H, W, 3].
+      labels: uint8[B, H, W], training ids or `IGNORE_LABEL`.
+      rng: a PRNG key; the same key gives the same batch on any number of devices.
+      config: the ranges.
+
+    Returns:
+      f32[B, h, w, 3], normalised, and i32[B, h, w].
+    """
+
+    def augment_one(image: Array, label: Array, key: Array) -> tuple[Array, Array]:
+        placement = draw_placement(key, label.shape, config)
+        return apply_placement(image, label, placement, config.crop_size)
+
+    keys = jax.random.split(rng, images.shape[0])
+    images, labels = jax.vmap(augment_one)(images, labels, keys)
+    return normalize(images), labels
+
+
+def normalize(images: Array) -> Array:
+    """[..., 3] in [0, 255] -> f32[..., 3] of ImageNet's mean 0 and deviation 1."""
+    return (images / 255 - jnp.array(MEAN)) / jnp.array(STD)
+
+
+def resize_and_normalize(images: Array, size: tuple[int, int]) -> Array:
+    """Prepares whole images for evaluation: uint8[B, H, W, 3] -> f32[B, size[0], size[1], 3].
+
+    Resizes as Pillow's bilinear does (antialiased), and not at all where the size is the images'.
+    """
+    batch, *old_size, channels = images.shape
+    images = images.astype(jnp.float32)
+    if tuple(old_size) != tuple(size):
+        images = jax.image.resize(
+            images, (batch, *size, channels), method="bilinear", antialias=True
+        )
+    return normalize(images)

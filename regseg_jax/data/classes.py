@@ -1,0 +1,83 @@
+"""The class tables: names, colours and raw label values, a row a class."""
+
+import dataclasses
+
+IGNORE_LABEL = 255
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassTable:
+    """The classes of a data set, in the order of their training ids.
+
+    Attributes:
+      name: what the table is called in configs and messages.
+      class_names: a name for each training id.
+      colors: an RGB triple in [0, 255] for each training id: the pictures' colours, and
+        the labels' where the data set stores labels as colours.
+      label_ids: for each training id its raw value in label files of one channel.
+      ignored_label_ids: raw values that are legal and ignored. Any other value is an error.
+      ignored_colors: the same for labels stored as colours.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    colors: tuple[tuple[int, int, int], ...]
+    label_ids: tuple[int, ...]
+    ignored_label_ids: tuple[int, ...] = (IGNORE_LABEL,)
+    ignored_colors: tuple[tuple[int, int, int], ...] = ()
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes that are trained and scored."""
+        return len(self.class_names)
+
+
+# Name, colour, and value in the SegNet edition's label files. The order of the training ids is
+# that of the 720 x 960 protocol, so that a run trained on one edition reads the other.
+_CAMVID = (
+    ("building", (128, 0, 0), 1),
+    ("tree", (128, 128, 0), 5),
+    ("sky", (128, 128, 128), 0),
+    ("car", (64, 0, 128), 8),
+    ("sign", (192, 128, 128), 6),
+    ("road", (128, 64, 128), 3),
+    ("pedestrian", (64, 64, 0), 9),
+    ("fence", (64, 64, 128), 7),
+    ("pole", (192, 192, 128), 2),
+    ("sidewalk", (0, 0, 192), 4),
+    ("bicyclist", (0, 128, 192), 10),
+)
+
+# The 21 colours of CamVid's 32 classes that the 11-class protocol ignores.
+_CAMVID_IGNORED_COLORS = (
+    (64, 128, 64),  # animal
+    (192, 0, 128),  # archway
+    (0, 128, 64),  # bridge
+    (64, 0, 192),  # cart, luggage, pram
+    (192, 128, 64),  # child
+    (128, 0, 192),  # lane marking, drivable
+    (192, 0, 64),  # lane marking, not drivable
+    (128, 128, 64),  # miscellaneous text
+    (192, 0, 192),  # motorcycle, scooter
+    (128, 64, 64),  # other moving
+    (64, 192, 128),  # parking block
+    (128, 128, 192),  # road shoulder
+    (64, 128, 192),  # SUV, pickup truck
+    (0, 0, 64),  # traffic cone
+    (0, 64, 64),  # traffic light
+    (192, 64, 128),  # train
+    (192, 128, 192),  # truck, bus
+    (64, 0, 64),  # tunnel
+    (192, 192, 0),  # other vegetation
+    (0, 0, 0),  # void
+    (64, 192, 0),  # wall
+)
+
+CAMVID = ClassTable(
+    name="camvid",
+    class_names=tuple(name for name, _, _ in _CAMVID),
+    colors=tuple(color for _, color, _ in _CAMVID),
+    label_ids=tuple(label_id for _, _, label_id in _CAMVID),
+    ignored_label_ids=(11, IGNORE_LABEL),
+    ignored_colors=_CAMVID_IGNORED_COLORS,
+)

@@ -1,0 +1,173 @@
+"""Scores a whole split and draws some of its images."""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from PIL import Image
+from tqdm import tqdm
+
+from regseg_jax import run
+from regseg_jax.config import check_same_run, load_config, validate_config
+from regseg_jax.data.classes import ClassTable
+from regseg_jax.data.pipeline import Batch, ProcessShare, create_eval_iterator
+from regseg_jax.data.sources import Source
+from regseg_jax.metric_writer import format_table
+from regseg_jax.metrics import ConfusionMatrix, Scores
+from regseg_jax.sharding import create_mesh, is_main_process, replicate, shard_batch
+from regseg_jax.steps import create_eval_step
+from regseg_jax.visualize import draw_panel, save_png
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """The result of a split.
+
+    Attributes:
+      scores: over all its pixels.
+      panels: pictures of image, label, prediction and error, by tag.
+    """
+
+    scores: Scores
+    panels: dict[str, Image.Image]
+
+
+def evaluate(
+    eval_step: Callable[[dict[str, Any], Any], tuple[jax.Array, ConfusionMatrix]],
+    variables: dict[str, Any],
+    source: Source,
+    class_table: ClassTable,
+    *,
+    mesh: Mesh,
+    global_batch_size: int,
+    num_workers: int,
+    num_panels: int,
+) -> Evaluation:
+    """Runs every image of source through eval_step once, whatever the batch size and devices.
+
+    Args:
+      eval_step: jitted, see `steps.create_eval_step`.
+      variables: params and batch_stats, replicated.
+      source: examples of one size.
+      class_table: for the pictures.
+      mesh: of the run.
+      global_batch_size: over all devices.
+      num_workers: processes that decode.
+      num_panels: of examples evenly spread over the split; only those that the main process
+        reads are drawn.
+    """
+    share = ProcessShare(jax.process_index(), jax.process_count())
+    drawn = set(np.linspace(0, len(source) - 1, num_panels, dtype=int).tolist())
+    total, panels = ConfusionMatrix.empty(class_table.num_classes), {}
+    with create_eval_iterator(
+        source, share, global_batch_size=global_batch_size, num_workers=num_workers
+    ) as batches:
+        for batch, predictions, confusion_matrix in tqdm(
+            _run(eval_step, variables, batches, mesh),
+            desc="evaluating",
+            total=-(-len(source) // global_batch_size),
+            unit="batch",
+            leave=False,
+            disable=None if is_main_process() else True,  # None: shown in a terminal only
+        ):
+            total = total.merge(confusion_matrix)
+            if not is_main_process():
+                continue
+            for position, index in enumerate(batch["index"].tolist()):
+                if index in drawn:
+                    panels[f"panel_{index:04d}"] = draw_panel(
+                        batch["image"][position],
+                        batch["label"][position],
+                        _local_rows(predictions)[position],
+                        class_table,
+                    )
+    return Evaluation(total.compute(), panels)
+
+
+def _run(
+    eval_step: Callable, variables: dict[str, Any], batches: Iterator[Batch], mesh: Mesh
+) -> Iterator[tuple[Batch, jax.Array, ConfusionMatrix]]:
+    """Yields each batch with its results, one batch behind the device so that it never idles."""
+    previous = None
+    for batch in batches:
+        on_device = shard_batch({k: batch[k] for k in ("image", "label")}, mesh)
+        result = (batch, *eval_step(variables, on_device))
+        if previous:
+            yield previous
+        previous = result
+    if previous:
+        yield previous
+
+
+def _local_rows(x: jax.Array) -> np.ndarray:
+    """The rows of a batch-sharded array that lie on this process's devices, in order."""
+    shards = sorted(x.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+    return np.concatenate([np.asarray(shard.data) for shard in shards])
+
+
+def named_scores(scores: Scores, class_table: ClassTable, split: str) -> dict[str, float]:
+    """Scores by metric key: `val/mean_iou`, `val/pixel_accuracy` and `val/iou/CLASS`, in [0, 1]."""
+    named = {f"{split}/mean_iou": scores.mean_iou, f"{split}/pixel_accuracy": scores.pixel_accuracy}
+    for name, iou in zip(class_table.class_names, scores.iou_per_class, strict=True):
+        named[f"{split}/iou/{name}"] = float(iou)
+    return named
+
+
+def format_scores(scores: Scores, class_table: ClassTable) -> str:
+    """A table of IoU a class in percent, their mean, and which classes are left out."""
+    rows = [
+        (name, "absent" if np.isnan(iou) else f"{100 * iou:.2f}")
+        for name, iou in zip(class_table.class_names, scores.iou_per_class, strict=True)
+    ]
+    rows.append(("mean IoU", f"{100 * scores.mean_iou:.2f}"))
+    rows.append(("pixel accuracy", f"{100 * scores.pixel_accuracy:.2f}"))
+    table = format_table(("class", "IoU %"), rows)
+    if scores.absent_classes:
+        absent = ", ".join(class_table.class_names[i] for i in scores.absent_classes)
+        table += f"\nleft out of the mean, in neither labels nor predictions: {absent}"
+    return table
+
+
+def evaluate_run(config: ConfigDict, workdir: str | os.PathLike) -> Scores:
+    """Evaluates the best checkpoint of a run, prints the table and writes the pictures.
+
+    Args:
+      config: the run's; its data and eval keys may differ (an empty data_dir is the run's).
+      workdir: of the run.
+
+    Raises:
+      ValueError: if workdir holds no run of this config, or the data does not fit.
+    """
+    saved = load_config(workdir)
+    if not config.data.data_dir:
+        config.data.data_dir = saved.data.data_dir
+    validate_config(config)
+    check_same_run(config, saved, workdir, ignored=("data.", "eval."))
+    source = run.create_source(config, config.data.eval_split)
+    mesh = create_mesh(config.eval.batch_size)
+    trained = run.load_run(workdir)
+    class_table = run.get_class_table(config)
+    evaluation = evaluate(
+        jax.jit(create_eval_step(trained.model, run.create_preprocess_fn(config))),
+        replicate(trained.variables, mesh),
+        source,
+        class_table,
+        mesh=mesh,
+        global_batch_size=config.eval.batch_size,
+        num_workers=config.data.num_workers,
+        num_panels=config.eval.num_panels,
+    )
+    if is_main_process():
+        print(f"checkpoint of step {trained.step}, {len(source)} images")
+        print(format_scores(evaluation.scores, class_table))
+        for name, panel in evaluation.panels.items():
+            path = pathlib.Path(workdir) / "evaluation" / f"{name}.png"
+            save_png(panel, path)
+            print(path)
+    return evaluation.scores

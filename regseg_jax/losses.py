@@ -1,0 +1,81 @@
+"""Pixel losses over the global batch; ignored pixels count nowhere."""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+def compute_pixel_losses(logits: Array, labels: Array, ignore_label: int = 255) -> Array:
+    """Cross-entropy of each pixel.
+
+    Args:
+      logits: f32[B, H, W, num_classes].
+      labels: i32[B, H, W], in [0, num_classes) or ignore_label.
+
+    Returns:
+      f32[B, H, W], non-negative, 0 where the label is ignored.
+    """
+    # A one-hot product instead of an indexed read: its gradient needs no scatter.
+    is_label = labels[..., None] == jnp.arange(logits.shape[-1])
+    label_logits = jnp.where(is_label, logits, 0).sum(-1)
+    losses = jax.nn.logsumexp(logits, axis=-1) - label_logits
+    return jnp.where(labels == ignore_label, 0, losses)
+
+
+def cross_entropy(logits: Array, labels: Array, ignore_label: int = 255) -> Array:
+    """Mean cross-entropy over the pixels that are not ignored; 0 if all are.
+
+    PyTorch's loss is NaN where every pixel is ignored.
+    """
+    losses = compute_pixel_losses(logits, labels, ignore_label)
+    count = (labels != ignore_label).sum()
+    return losses.sum() / jnp.maximum(count, 1)
+
+
+def bootstrapped_cross_entropy(
+    logits: Array,
+    labels: Array,
+    min_pixels: int,
+    threshold: float = 0.3,
+    ignore_label: int = 255,
+) -> Array:
+    """Mean over the hard pixels: those of a loss above the threshold, or the largest ones.
+
+    The `min_pixels` largest are taken when no more than so many exceed the threshold (the
+    author's loss for the Cityscapes test submission). Ties at the boundary share the gradient.
+
+    Args:
+      logits: f32[B, H, W, num_classes].
+      labels: i32[B, H, W].
+      min_pixels: K, in [1, B * H * W].
+      threshold: of a pixel's loss.
+      ignore_label: its pixels have a loss of 0.
+    """
+    losses = compute_pixel_losses(logits, labels, ignore_label)
+    constant = jax.lax.stop_gradient(losses)
+    above = constant > threshold
+    kth = _kth_largest(constant, min_pixels)
+    larger, equal = constant > kth, constant == kth
+    share = (min_pixels - larger.sum()) / jnp.maximum(equal.sum(), 1)
+    largest = jnp.where(larger, 1, jnp.where(equal, share, 0))
+    weights = jnp.where(above.sum() > min_pixels, above, largest)
+    return (weights * losses).sum() / jnp.maximum(weights.sum(), 1)
+
+
+def _kth_largest(x: Array, k: int) -> Array:
+    """The k-th largest of non-negative f32 values, exactly.
+
+    Bisects over the bit patterns, which are ordered as the values are: 31 counts, each a sum
+    over the sharded batch, where a sort would gather it on one device.
+    """
+    bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.int32)
+
+    def halve(_, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bounds  # count(bits >= low) >= k > count(bits >= high)
+        middle = low + (high - low) // 2
+        enough = (bits >= middle).sum() >= k
+        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+
+    infinity = jnp.int32(0x7F800001)
+    low, _ = jax.lax.fori_loop(0, 31, halve, (jnp.int32(0), infinity))
+    return jax.lax.bitcast_convert_type(low, jnp.float32)

@@ -1,0 +1,140 @@
+"""The layers that every part of RegSeg is made of, with PyTorch's conventions.
+
+Where these differ from Flax's own layers: the convolution pads by its dilation rate and starts
+uniform in +-1/sqrt(fan_in), bias too; batch norm's running variance takes the unbiased batch
+variance. Each difference is held by tests/models/test_layers.py and by the parity tests.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import DTypeLike
+
+from regseg_jax.ops.conv import grouped_conv
+
+BATCH_NORM_EPSILON = 1e-5
+BATCH_NORM_UPDATE = 0.1
+
+_kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+def _wide(dtype: DTypeLike) -> DTypeLike:
+    """The dtype of statistics: float32 for half precision, otherwise the dtype itself."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+class Conv(nn.Module):
+    """A convolution that keeps the size (or takes ceil(size / stride)): [B, H, W, C] -> [..., F].
+
+    Attributes:
+      features: output channels.
+      kernel_size: 1 or 3.
+      group_width: input channels a group; None is one group.
+      dtype: of the computation and the output; parameters are float32.
+    """
+
+    features: int
+    kernel_size: int = 1
+    stride: int = 1
+    dilation_rate: int = 1
+    group_width: int | None = None
+    use_bias: bool = False
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Applies the convolution to [B, H, W, C]."""
+        group_width = self.group_width or x.shape[-1]
+        shape = (self.kernel_size, self.kernel_size, group_width, self.features)
+        kernel = self.param("kernel", _kernel_init, shape)
+        y = grouped_conv(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            stride=self.stride,
+            dilation_rate=self.dilation_rate,
+            groups=x.shape[-1] // group_width,
+        )
+        if self.use_bias:
+            bound = (self.kernel_size**2 * group_width) ** -0.5
+            bias = self.param("bias", _uniform(bound), (self.features,))
+            y += bias.astype(self.dtype)
+        return y
+
+
+def _uniform(bound: float) -> nn.initializers.Initializer:
+    def init(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+class BatchNorm(nn.Module):
+    """Batch norm over all axes but the last, as `torch.nn.BatchNorm2d`.
+
+    Statistics are computed and kept in float32 whatever the dtype. Under `jit` on a sharded batch
+    the means run over the global batch, so it is synchronised over the mesh by itself.
+    """
+
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        """Normalises [..., C] with the batch's statistics (train) or the running ones."""
+        channels = x.shape[-1:]
+        scale = self.param("scale", nn.initializers.ones, channels)
+        bias = self.param("bias", nn.initializers.zeros, channels)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels)
+        running_var = self.variable("batch_stats", "var", jnp.ones, channels)
+
+        wide = x.astype(_wide(x.dtype))
+        if train:
+            axes = tuple(range(x.ndim - 1))
+            mean = wide.mean(axes)
+            var = jnp.square(wide - mean).mean(axes)
+            if not self.is_initializing():
+                count = x.size // x.shape[-1]
+                unbiased_var = var * (count / max(count - 1, 1))
+                running_mean.value += BATCH_NORM_UPDATE * (mean - running_mean.value)
+                running_var.value += BATCH_NORM_UPDATE * (unbiased_var - running_var.value)
+        else:
+            mean, var = running_mean.value, running_var.value
+        multiplier = scale * jax.lax.rsqrt(var + BATCH_NORM_EPSILON)
+        return (wide * multiplier + (bias - mean * multiplier)).astype(self.dtype)
+
+
+class ConvBN(nn.Module):
+    """Convolution, batch norm, and ReLU unless told otherwise."""
+
+    features: int
+    kernel_size: int = 1
+    stride: int = 1
+    use_relu: bool = True
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features]."""
+        x = Conv(self.features, self.kernel_size, self.stride, dtype=self.dtype, name="conv")(x)
+        x = BatchNorm(dtype=self.dtype, name="bn")(x, train=train)
+        return nn.relu(x) if self.use_relu else x
+
+
+class SqueezeExcite(nn.Module):
+    """Channel attention: x * sigmoid(conv(relu(conv(mean of x)))) (paper, figure 2)."""
+
+    hidden_channels: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """[B, H, W, C] -> [B, H, W, C]."""
+        scale = global_mean(x)
+        scale = Conv(self.hidden_channels, use_bias=True, dtype=self.dtype, name="conv1")(scale)
+        scale = Conv(x.shape[-1], use_bias=True, dtype=self.dtype, name="conv2")(nn.relu(scale))
+        return x * nn.sigmoid(scale)
+
+
+def global_mean(x: Array) -> Array:
+    """[B, H, W, C] -> [B, 1, 1, C], summed in float32 at least."""
+    return x.mean((1, 2), keepdims=True, dtype=_wide(x.dtype)).astype(x.dtype)

@@ -1,0 +1,106 @@
+"""Bilinear upsampling and average pooling with PyTorch's conventions."""
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+
+def upsample_bilinear(x: Array, size: tuple[int, int], *, align_corners: bool = False) -> Array:
+    """Resizes the two spatial axes as `torch.nn.functional.interpolate(mode="bilinear")`.
+
+    Neither case gathers, so the gradient has no scatter and is deterministic on every device.
+
+    Args:
+      x: [B, H, W, C], floating point.
+      size: the output's height and width.
+      align_corners: whether the centres of the corner pixels, not their outer edges, coincide.
+
+    Returns:
+      [B, size[0], size[1], C] of x's dtype.
+    """
+    for axis, length in zip((1, 2), size, strict=True):
+        factor, remainder = divmod(length, x.shape[axis])
+        if factor == 1 and remainder == 0:
+            continue
+        if remainder == 0 and not align_corners:
+            x = _upsample_by_integer(x, axis, factor)
+        else:
+            weights = _interpolation_matrix(x.shape[axis], length, align_corners)
+            x = _apply_along(x, axis, weights)
+    return x
+
+
+def _upsample_by_integer(x: Array, axis: int, factor: int) -> Array:
+    """Each output phase is a fixed mix of two neighbours: slices and an interleave."""
+    length = x.shape[axis]
+    first = jnp.take(x, np.array([0]), axis=axis)
+    last = jnp.take(x, np.array([length - 1]), axis=axis)
+    padded = jnp.concatenate([first, x, last], axis=axis)
+
+    def shifted(start: int) -> Array:
+        index = [slice(None)] * x.ndim
+        index[axis] = slice(start, start + length)
+        return padded[tuple(index)]
+
+    phases = []
+    for phase in range(factor):
+        offset = (phase + 0.5) / factor - 0.5  # in input pixels, in (-0.5, 0.5)
+        low = -1 if offset < 0 else 0
+        fraction = offset - low
+        phases.append(shifted(1 + low) * (1 - fraction) + shifted(2 + low) * fraction)
+    interleaved = jnp.stack(phases, axis=axis + 1)
+    return interleaved.reshape((*x.shape[:axis], length * factor, *x.shape[axis + 1 :]))
+
+
+def _interpolation_matrix(in_length: int, out_length: int, align_corners: bool) -> np.ndarray:
+    """The f64[out_length, in_length] matrix of linear interpolation along one axis."""
+    out = np.arange(out_length)
+    if align_corners:
+        position = out * ((in_length - 1) / max(out_length - 1, 1))
+    else:
+        position = np.clip((out + 0.5) * (in_length / out_length) - 0.5, 0, in_length - 1)
+    low = np.minimum(np.floor(position).astype(int), in_length - 1)
+    high = np.minimum(low + 1, in_length - 1)
+    matrix = np.zeros((out_length, in_length))
+    np.add.at(matrix, (out, low), 1 - (position - low))
+    np.add.at(matrix, (out, high), position - low)
+    return matrix
+
+
+def _apply_along(x: Array, axis: int, matrix: np.ndarray) -> Array:
+    subscripts = "oh,bhwc->bowc" if axis == 1 else "ow,bhwc->bhoc"
+    return jnp.einsum(subscripts, jnp.asarray(matrix, x.dtype), x, precision="highest")
+
+
+def average_pool_2x2(x: Array) -> Array:
+    """2x2 average pooling of stride 2 in ceil mode: [B, H, W, C] -> [B, ceil(H/2), ceil(W/2), C].
+
+    A window over the edge is divided by the number of its pixels inside the image, as
+    `torch.nn.AvgPool2d(2, 2, ceil_mode=True)` does.
+    """
+    batch, height, width, channels = x.shape
+    out_height, out_width = -(-height // 2), -(-width // 2)
+    padding = ((0, 0), (0, 2 * out_height - height), (0, 2 * out_width - width), (0, 0))
+    windows = jnp.pad(x, padding).reshape(batch, out_height, 2, out_width, 2, channels)
+    pixels = np.minimum(2, height - 2 * np.arange(out_height))[:, None, None] * np.minimum(
+        2, width - 2 * np.arange(out_width)
+    ).reshape(1, -1, 1)
+    return windows.sum((2, 4)) * jnp.asarray(1 / pixels, x.dtype)
+
+
+def adaptive_average_pool(x: Array, size: int) -> Array:
+    """Averages size x size bins as `torch.nn.AdaptiveAvgPool2d`: [B, H, W, C] -> [B, s, s, C].
+
+    Bin i covers rows floor(i * H / size) to ceil((i + 1) * H / size); bins may overlap.
+    """
+    for axis in (1, 2):
+        x = _apply_along(x, axis, _pooling_matrix(x.shape[axis], size))
+    return x
+
+
+def _pooling_matrix(length: int, bins: int) -> np.ndarray:
+    matrix = np.zeros((bins, length))
+    for i in range(bins):
+        start, end = i * length // bins, -(-(i + 1) * length // bins)
+        matrix[i, start:end] = 1 / (end - start)
+    return matrix

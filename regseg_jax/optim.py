@@ -1,0 +1,63 @@
+"""The optimizer and its learning rate, as the author's PyTorch code has them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+Schedule = Callable[[jax.typing.ArrayLike], jax.Array]
+
+
+def create_learning_rate_fn(
+    base_learning_rate: float,
+    num_steps: int,
+    warmup_steps: int,
+    *,
+    warmup_factor: float = 0.1,
+    power: float = 0.9,
+) -> Schedule:
+    """Poly decay over all steps, times a linear warm-up (paper, section 4.1).
+
+    Args:
+      base_learning_rate: what decay and warm-up are factors of.
+      num_steps: the decay reaches 0 here, one step after the last.
+      warmup_steps: the warm-up's factor goes from warmup_factor at step 0 to 1 at this step.
+      warmup_factor: where the warm-up starts, in [0, 1].
+      power: of the decay.
+
+    Returns:
+      A function of the step (an int or i32[]) to the learning rate, f32[].
+    """
+
+    def learning_rate_fn(step: jax.typing.ArrayLike) -> jax.Array:
+        step = jnp.minimum(step, num_steps)
+        decay = (1 - step / num_steps) ** power
+        warmup = jnp.minimum(warmup_factor + (1 - warmup_factor) * step / max(warmup_steps, 1), 1)
+        return base_learning_rate * decay * (warmup if warmup_steps else 1)
+
+    return learning_rate_fn
+
+
+def decay_mask(params: Any) -> Any:
+    """True for what weight decay acts on: all but batch norm's scale and bias."""
+
+    def decays(path: tuple, _: Any) -> bool:
+        *_, module, leaf = (key.key for key in path)
+        return leaf == "kernel" or (leaf == "bias" and "bn" not in module)
+
+    return jax.tree_util.tree_map_with_path(decays, params)
+
+
+def create_optimizer(weight_decay: float, momentum: float = 0.9) -> optax.GradientTransformation:
+    """SGD's direction: the gradient with decay added, accumulated with momentum.
+
+    The learning rate is no part of it: the training step multiplies it in, from the step's
+    number, so that a step skipped under loss scaling does not delay the schedule (in PyTorch the
+    scheduler moves on too).
+    """
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay, mask=decay_mask),
+        optax.trace(decay=momentum),
+    )

@@ -1,0 +1,114 @@
+"""Predicts class maps and overlays for images of any size.
+
+python -m regseg_jax.predict --workdir=RUN --output=OUT IMAGE_OR_FOLDER ...
+"""
+
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+from absl import flags
+from PIL import Image
+from tqdm import tqdm
+
+from regseg_jax import run
+from regseg_jax.command import run_command
+from regseg_jax.data.classes import ClassTable
+from regseg_jax.data.sources import list_images, load_image
+from regseg_jax.ops.resize import upsample_bilinear
+from regseg_jax.visualize import draw_overlay, save_png
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "The run whose best checkpoint is used.")
+_OUTPUT = flags.DEFINE_string("output", None, "The folder that the pictures are written to.")
+
+
+def predict(
+    workdir: str | os.PathLike, paths: Sequence[str | os.PathLike], output: str | os.PathLike
+) -> list[pathlib.Path]:
+    """Writes `NAME.png`, a class map, and `NAME_overlay.png` for each image.
+
+    Images are prepared as in the run's evaluation (`config.eval.image_size`) and the logits
+    upsampled to the image's own size. A class map holds a training id a pixel, in the classes'
+    colours as its palette. Each new image size is compiled once.
+
+    Args:
+      workdir: of a run with a checkpoint.
+      paths: image files, or folders whose images are all taken.
+      output: a folder; created where missing. Files of the same name are replaced.
+
+    Returns:
+      The paths written.
+
+    Raises:
+      ValueError: if a path does not exist, is no image, or two images would write one file.
+    """
+    images = find_images(paths)
+    trained = run.load_run(workdir)
+    class_table = run.get_class_table(trained.config)
+    predict_one = create_predict_fn(trained)
+    output = pathlib.Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    written = []
+    for path in tqdm(images, desc="predicting", unit="image", disable=None):
+        image = load_image(path)
+        prediction = predict_one(image)
+        map_path, overlay_path = output / f"{path.stem}.png", output / f"{path.stem}_overlay.png"
+        save_png(to_palette_image(prediction, class_table), map_path)
+        save_png(draw_overlay(image, prediction, class_table), overlay_path)
+        written += [map_path, overlay_path]
+    return written
+
+
+def find_images(paths: Sequence[str | os.PathLike]) -> list[pathlib.Path]:
+    """Expands folders and checks that every image exists and has a name of its own."""
+    images = []
+    for path in map(pathlib.Path, paths):
+        if not path.exists():
+            raise ValueError(f"there is no {path}; pass image files or folders of images")
+        found = list(list_images(path).values()) if path.is_dir() else [path]
+        if not found:
+            raise ValueError(f"the folder {path} holds no image")
+        images += found
+    by_stem: dict[str, pathlib.Path] = {}
+    for image in images:
+        if image.stem in by_stem:
+            raise ValueError(
+                f"{by_stem[image.stem]} and {image} would both write {image.stem}.png; "
+                "predict them into different folders"
+            )
+        by_stem[image.stem] = image
+    if not images:
+        raise ValueError("no image was given; pass image files or folders of images")
+    return images
+
+
+def create_predict_fn(trained: run.TrainedRun) -> Callable[[np.ndarray], np.ndarray]:
+    """A function of an image uint8[H, W, 3] to its class map uint8[H, W]."""
+    preprocess = run.create_preprocess_fn(trained.config)
+
+    @jax.jit
+    def predict_batch(variables: dict, images: jax.Array) -> jax.Array:
+        logits = trained.model.apply(variables, preprocess(images), train=False)
+        return upsample_bilinear(logits, images.shape[1:3]).argmax(-1)
+
+    return lambda image: np.asarray(predict_batch(trained.variables, image[None])[0], np.uint8)
+
+
+def to_palette_image(prediction: np.ndarray, class_table: ClassTable) -> Image.Image:
+    """A PNG image whose values are the training ids and whose palette is the classes' colours."""
+    image = Image.fromarray(prediction).convert("L")
+    image.putpalette([channel for color in class_table.colors for channel in color])
+    return image
+
+
+def main(argv: list[str]) -> None:
+    """Predicts and prints where the pictures are."""
+    written = predict(_WORKDIR.value, argv, _OUTPUT.value)
+    print(f"wrote {len(written) // 2} class maps and overlays to {_OUTPUT.value}")
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["workdir", "output"])
+    run_command(main, "regseg_jax.predict")

@@ -1,0 +1,53 @@
+"""The device mesh, how arrays lie on it, and the processes of a run."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+BATCH_AXIS = "data"
+
+
+def create_mesh(global_batch_size: int) -> Mesh:
+    """A one-axis mesh over every device of every process, for data parallelism.
+
+    Raises:
+      ValueError: if the batch does not divide evenly over the devices.
+    """
+    num_devices = jax.device_count()
+    if global_batch_size % num_devices:
+        raise ValueError(
+            f"global_batch_size {global_batch_size} does not divide over {num_devices} devices; "
+            f"make it a multiple of {num_devices}"
+        )
+    return jax.make_mesh((num_devices,), (BATCH_AXIS,), axis_types=(AxisType.Auto,))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A whole copy on each device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharded(mesh: Mesh) -> NamedSharding:
+    """The first axis split over the devices."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXIS))
+
+
+def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Makes global arrays of each process's own part of a batch."""
+    sharding = batch_sharded(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, array)
+        for name, array in batch.items()
+    }
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """Puts the same pytree on every device of every process."""
+    return jax.device_put(tree, replicated(mesh))
+
+
+def is_main_process() -> bool:
+    """Whether this process writes logs and pictures."""
+    return jax.process_index() == 0

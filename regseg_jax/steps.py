@@ -1,0 +1,116 @@
+"""The two computations of a run, pure and free of configuration; their callers jit them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from regseg_jax.metrics import ConfusionMatrix
+from regseg_jax.models import RegSeg
+from regseg_jax.ops.resize import upsample_bilinear
+from regseg_jax.optim import Schedule
+from regseg_jax.train_state import TrainState
+
+Batch = dict[str, Array]
+LossFn = Callable[[Array, Array], Array]
+AugmentFn = Callable[[Array, Array, Array], tuple[Array, Array]]
+
+
+def create_train_step(
+    model: RegSeg,
+    tx: optax.GradientTransformation,
+    learning_rate_fn: Schedule,
+    loss_fn: LossFn,
+    augment_fn: AugmentFn,
+    rng: Array,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
+    """Builds the training step: augment, forward, backward, update.
+
+    Args:
+      model: its dtype is the precision of the forward and backward passes.
+      tx: turns gradients into a direction; the step multiplies in the learning rate.
+      learning_rate_fn: of the step's number.
+      loss_fn: (logits f32[B, h, w, num_classes], labels i32[B, h, w]) -> f32[].
+      augment_fn: (images, labels, rng) -> (f32[B, h, w, 3], i32[B, h, w]).
+      rng: of the run; each step folds in its number.
+
+    Returns:
+      A function of (state, {"image": uint8[B, H, W, 3], "label": uint8[B, H, W]}) to the next
+      state and the metrics `loss`, `learning_rate`, `grad_norm` and `loss_scale` (1 unless
+      float16), f32[], and `skipped`, bool[]: a step whose gradients overflowed under the loss
+      scale, which changes nothing but the scale and the step's number.
+    """
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        images, labels = augment_fn(
+            batch["image"], batch["label"], jax.random.fold_in(rng, state.step)
+        )
+
+        def compute_loss(params: Any) -> tuple[Array, Any]:
+            logits, mutated = model.apply(
+                {"params": params, "batch_stats": state.batch_stats},
+                images,
+                train=True,
+                mutable=["batch_stats"],
+            )
+            return loss_fn(logits, labels), mutated["batch_stats"]
+
+        dynamic_scale, is_finite = state.dynamic_scale, jnp.bool_(True)
+        if dynamic_scale:
+            grad_fn = dynamic_scale.value_and_grad(compute_loss, has_aux=True)
+            dynamic_scale, is_finite, (loss, batch_stats), grads = grad_fn(state.params)
+        else:
+            grad_fn = jax.value_and_grad(compute_loss, has_aux=True)
+            (loss, batch_stats), grads = grad_fn(state.params)
+
+        learning_rate = learning_rate_fn(state.step)
+        direction, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = jax.tree.map(lambda p, d: p - learning_rate * d, state.params, direction)
+
+        updated = (params, batch_stats, opt_state)
+        if dynamic_scale:
+            kept = (state.params, state.batch_stats, state.opt_state)
+            updated = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), updated, kept)
+        params, batch_stats, opt_state = updated
+        next_state = TrainState(state.step + 1, params, batch_stats, opt_state, dynamic_scale)
+        metrics = {
+            "loss": loss,
+            "learning_rate": learning_rate,
+            "grad_norm": optax.global_norm(grads),
+            "loss_scale": dynamic_scale.scale if dynamic_scale else jnp.float32(1),
+            "skipped": ~is_finite,
+        }
+        return next_state, metrics
+
+    return train_step
+
+
+def create_eval_step(
+    model: RegSeg, preprocess_fn: Callable[[Array], Array]
+) -> Callable[[dict[str, Any], Batch], tuple[Array, ConfusionMatrix]]:
+    """Builds the evaluation step: whole images, scored at the labels' size.
+
+    Args:
+      model: of the run.
+      preprocess_fn: uint8[B, H, W, 3] -> the model's input.
+
+    Returns:
+      A function of (variables, {"image", "label"} as in training) to the predictions
+      uint8[B, H, W] and the batch's confusion matrix; ignored labels count nowhere.
+    """
+
+    def eval_step(variables: dict[str, Any], batch: Batch) -> tuple[Array, ConfusionMatrix]:
+        logits = model.apply(variables, preprocess_fn(batch["image"]), train=False)
+        logits = upsample_bilinear(logits, batch["label"].shape[1:3])
+        predictions = logits.argmax(-1)
+        confusion_matrix = ConfusionMatrix.from_model_output(
+            labels=batch["label"].astype(jnp.int32),
+            predictions=predictions,
+            num_classes=model.num_classes,
+        )
+        return predictions.astype(jnp.uint8), confusion_matrix
+
+    return eval_step

@@ -1,0 +1,264 @@
+"""train(config, workdir): a whole run, from top to bottom."""
+
+import collections
+import functools
+import math
+import os
+import pathlib
+import signal
+import threading
+
+import jax
+import numpy as np
+from absl import logging
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from regseg_jax import config as config_lib
+from regseg_jax import run
+from regseg_jax.checkpoint import CheckpointManager
+from regseg_jax.data.augment import augment
+from regseg_jax.data.pipeline import ProcessShare, create_train_iterator
+from regseg_jax.data.sampling import ShuffledEpochs
+from regseg_jax.data.sources import Source, check_source
+from regseg_jax.evaluate import Evaluation, evaluate, format_scores, named_scores
+from regseg_jax.metric_writer import METRICS_FILE, MetricWriter, ProgressBar, read_metrics
+from regseg_jax.sharding import create_mesh, is_main_process, replicate, replicated, shard_batch
+from regseg_jax.steps import create_eval_step, create_train_step
+from regseg_jax.train_state import create_train_state
+from regseg_jax.visualize import draw_class_iou, draw_curves, save_png
+
+# Steps that the host may be ahead of the device: enough to hide its work, few enough that a
+# non-finite loss is seen at once and that the time waited for input is really waited.
+_STEPS_AHEAD = 2
+# float16: a loss scale below this means that the loss itself has overflowed for good.
+_MIN_LOSS_SCALE = 2.0**-10
+
+
+def train(config: ConfigDict, workdir: str | os.PathLike) -> Evaluation | None:
+    """Trains to the end of the config's epochs, from the newest checkpoint in workdir if any.
+
+    Returns:
+      The last evaluation; None if the run was asked to stop by SIGTERM.
+
+    Raises:
+      ValueError: if config, data or workdir do not fit; before training starts.
+      FloatingPointError: if the loss is not finite; the last good checkpoint is kept.
+    """
+    # --- Config and data: whatever is wrong with them shows before anything long starts.
+    config_lib.validate_config(config)
+    augment_config = run.create_augment_config(config)
+    class_table = run.get_class_table(config)
+    train_source = run.create_source(config, config.data.train_split)
+    eval_source = run.create_source(config, config.data.eval_split)
+    mesh = create_mesh(config.global_batch_size)
+    create_mesh(config.eval.batch_size)
+    share = ProcessShare(jax.process_index(), jax.process_count())
+    sampler = ShuffledEpochs(len(train_source), config.global_batch_size, config.seed)
+    if is_main_process():
+        config_lib.claim_workdir(config, workdir)
+        if config.data.check and config.data.source != "synthetic":
+            _check(train_source, "checking the training images")
+            _check(eval_source, "checking the evaluation images")
+
+    # --- Model, optimizer, state.
+    num_steps = config.num_epochs * sampler.steps_per_epoch
+    model = run.create_run_model(config)
+    tx, learning_rate_fn = run.create_run_optimizer(config, num_steps)
+    init_rng, step_rng = jax.random.split(jax.random.key(config.seed))
+    state = jax.jit(functools.partial(create_train_state, model, tx))(init_rng)
+    state = replicate(state, mesh)
+
+    # --- Where an earlier start of this run stopped.
+    checkpoints = CheckpointManager(workdir)
+    if (latest := checkpoints.latest_step()) is not None:
+        state = checkpoints.restore(latest, state)
+        logging.info("resumed from step %d", latest)
+    step = int(state.step)
+
+    # --- The two computations, compiled at their first call.
+    train_step = jax.jit(
+        create_train_step(
+            model,
+            tx,
+            learning_rate_fn,
+            run.create_loss_fn(config),
+            functools.partial(augment, config=augment_config),
+            step_rng,
+        ),
+        donate_argnums=0,
+        out_shardings=replicated(mesh),
+    )
+    eval_step = jax.jit(create_eval_step(model, run.create_preprocess_fn(config)))
+    run_evaluation = functools.partial(
+        evaluate,
+        eval_step,
+        source=eval_source,
+        class_table=class_table,
+        mesh=mesh,
+        global_batch_size=config.eval.batch_size,
+        num_workers=config.data.num_workers,
+        num_panels=config.eval.num_panels,
+    )
+    eval_every_steps = config.eval.every_epochs * sampler.steps_per_epoch
+    split = config.data.eval_split
+
+    # --- The loop.
+    evaluation = None
+    with (
+        create_train_iterator(
+            train_source,
+            sampler,
+            share,
+            start_step=step,
+            num_steps=num_steps,
+            num_workers=config.data.num_workers,
+        ) as batches,
+        _StopRequest() as stop_request,
+        MetricWriter(workdir, is_main_process(), resume_step=step) as writer,
+        ProgressBar(
+            num_steps, config.global_batch_size, start_step=step, enabled=is_main_process()
+        ) as progress,
+    ):
+        recent = _RecentLosses(workdir)
+        while step < num_steps:
+            with progress.waiting():
+                batch = next(batches)
+            state, metrics = train_step(state, shard_batch(batch, mesh))
+            step += 1
+            recent.add(step, metrics)
+            progress.update(step, loss=metrics["loss"], learning_rate=metrics["learning_rate"])
+
+            if step % config.log_every_steps == 0 or step == num_steps:
+                scalars = {f"train/{k}": v for k, v in recent.summarize().items()}
+                rates = {f"train/{k}": v for k, v in progress.rates().items()}
+                writer.write_scalars(step, scalars | rates)
+
+            if step % eval_every_steps == 0 or step == num_steps:
+                recent.wait()  # raises where a loss is not finite: nothing bad is ever saved
+                with progress.paused():
+                    evaluation = run_evaluation(state.variables)
+                    checkpoints.save(state, evaluation.scores.mean_iou)
+                _report(writer, progress, step, evaluation, class_table, split)
+            elif step % config.checkpoint_every_steps == 0:
+                recent.wait()
+                checkpoints.save(state)
+
+            if stop_request.agreed(step) and step < num_steps:
+                recent.wait()
+                checkpoints.save(state)
+                checkpoints.close()
+                progress.write(f"stopped by request at step {step}; start again to go on")
+                return None
+
+        # --- What came out. A run that was complete already is only evaluated again.
+        if evaluation is None:
+            evaluation = run_evaluation(state.variables)
+    checkpoints.close()
+    if is_main_process():
+        print(format_scores(evaluation.scores, class_table))
+        for path in _draw_results(workdir, evaluation, class_table):
+            print(path)
+    return evaluation
+
+
+def _check(source: Source, description: str) -> None:
+    with tqdm(total=len(source), desc=description, unit="image", leave=False, disable=None) as bar:
+        for _ in check_source(source):
+            bar.update()
+
+
+class _RecentLosses:
+    """The metrics of the steps since the last record, read a few steps behind the device."""
+
+    def __init__(self, workdir: str | os.PathLike):
+        self._workdir = workdir
+        self._pending = collections.deque()
+        self._done: list[dict[str, float]] = []
+
+    def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Takes a step's metrics and waits for those of the step `_STEPS_AHEAD` before."""
+        self._pending.append((step, metrics))
+        while len(self._pending) > _STEPS_AHEAD:
+            self._read_one()
+
+    def wait(self) -> None:
+        """Waits for every step so far."""
+        while self._pending:
+            self._read_one()
+
+    def summarize(self) -> dict[str, float]:
+        """Means since the last call, and the learning rate and loss scale of the last step."""
+        self.wait()
+        done, self._done = self._done, []
+        taken = [metrics for metrics in done if not metrics["skipped"]]
+        means = {k: float(np.mean([m[k] for m in taken])) for k in ("loss", "grad_norm") if taken}
+        last = {k: done[-1][k] for k in ("learning_rate", "loss_scale")}
+        return means | last | {"skipped_steps": len(done) - len(taken)}
+
+    def _read_one(self) -> None:
+        step, metrics = self._pending.popleft()
+        metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        finite = math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])
+        overflowed = metrics["skipped"] and metrics["loss_scale"] < _MIN_LOSS_SCALE
+        if (not finite and not metrics["skipped"]) or overflowed:
+            raise FloatingPointError(
+                f"the loss of step {step} is {metrics['loss']} (gradient norm "
+                f"{metrics['grad_norm']}); the last good checkpoint is kept in {self._workdir}. "
+                "Lower config.optimizer.learning_rate, lengthen the warm-up, or use "
+                "config.precision=float32"
+            )
+        self._done.append(metrics)
+
+
+class _StopRequest:
+    """Turns SIGTERM into a flag; with several processes, into a step that they agree on."""
+
+    def __init__(self):
+        self._requested = False
+        self._previous = None
+
+    def __enter__(self) -> "_StopRequest":
+        if threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGTERM, self._request)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)
+
+    def _request(self, *_: object) -> None:
+        self._requested = True
+
+    def agreed(self, step: int) -> bool:
+        """Whether to stop after this step."""
+        if jax.process_count() > 1:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._requested
+
+
+def _report(
+    writer: MetricWriter,
+    progress: ProgressBar,
+    step: int,
+    evaluation: Evaluation,
+    class_table: run.classes.ClassTable,
+    split: str,
+) -> None:
+    writer.write_scalars(step, named_scores(evaluation.scores, class_table, split))
+    writer.write_images(step, {f"{split}/{k}": v for k, v in evaluation.panels.items()})
+    progress.write(f"step {step}: {split} mean IoU {100 * evaluation.scores.mean_iou:.2f} %")
+
+
+def _draw_results(
+    workdir: str | os.PathLike, evaluation: Evaluation, class_table: run.classes.ClassTable
+) -> list[pathlib.Path]:
+    """Draws the training curves and the IoU of each class; returns every picture's path."""
+    pictures = pathlib.Path(workdir) / "pictures"
+    curves = draw_curves(read_metrics(pathlib.Path(workdir) / METRICS_FILE))
+    save_png(curves, pictures / "curves.png")
+    save_png(
+        draw_class_iou(evaluation.scores.iou_per_class, class_table), pictures / "class_iou.png"
+    )
+    return sorted(pictures.glob("*.png"))
