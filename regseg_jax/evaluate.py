@@ -20,7 +20,15 @@ from regseg_jax.data.pipeline import Batch, ProcessShare, create_eval_iterator
 from regseg_jax.data.sources import Source
 from regseg_jax.metric_writer import format_table
 from regseg_jax.metrics import ConfusionMatrix, Scores
-from regseg_jax.sharding import create_mesh, is_main_process, replicate, shard_batch
+from regseg_jax.models import RegSeg
+from regseg_jax.sharding import (
+    batch_sharded,
+    create_mesh,
+    is_main_process,
+    replicate,
+    replicated,
+    shard_batch,
+)
 from regseg_jax.steps import create_eval_step
 from regseg_jax.visualize import draw_panel, save_png
 
@@ -38,8 +46,21 @@ class Evaluation:
     panels: dict[str, Image.Image]
 
 
+EvalStep = Callable[[dict[str, Any], Any], tuple[jax.Array, ConfusionMatrix]]
+
+
+def jit_eval_step(
+    model: RegSeg, preprocess_fn: Callable[[jax.Array], jax.Array], mesh: Mesh
+) -> EvalStep:
+    """Compiles `steps.create_eval_step`: predictions stay where their images are, counts meet."""
+    return jax.jit(
+        create_eval_step(model, preprocess_fn),
+        out_shardings=(batch_sharded(mesh), replicated(mesh)),
+    )
+
+
 def evaluate(
-    eval_step: Callable[[dict[str, Any], Any], tuple[jax.Array, ConfusionMatrix]],
+    eval_step: EvalStep,
     variables: dict[str, Any],
     source: Source,
     class_table: ClassTable,
@@ -52,7 +73,7 @@ def evaluate(
     """Runs every image of source through eval_step once, whatever the batch size and devices.
 
     Args:
-      eval_step: jitted, see `steps.create_eval_step`.
+      eval_step: see `jit_eval_step`.
       variables: params and batch_stats, replicated.
       source: examples of one size.
       class_table: for the pictures.
@@ -91,7 +112,7 @@ def evaluate(
 
 
 def _run(
-    eval_step: Callable, variables: dict[str, Any], batches: Iterator[Batch], mesh: Mesh
+    eval_step: EvalStep, variables: dict[str, Any], batches: Iterator[Batch], mesh: Mesh
 ) -> Iterator[tuple[Batch, jax.Array, ConfusionMatrix]]:
     """Yields each batch with its results, one batch behind the device so that it never idles."""
     previous = None
@@ -154,7 +175,7 @@ def evaluate_run(config: ConfigDict, workdir: str | os.PathLike) -> Scores:
     trained = run.load_run(workdir)
     class_table = run.get_class_table(config)
     evaluation = evaluate(
-        jax.jit(create_eval_step(trained.model, run.create_preprocess_fn(config))),
+        jit_eval_step(trained.model, run.create_preprocess_fn(config), mesh),
         replicate(trained.variables, mesh),
         source,
         class_table,

@@ -3,6 +3,8 @@
 python -m regseg_jax.main --config=configs/camvid.py --workdir=RUN [--mode=eval]
 """
 
+import os
+
 import jax
 from absl import flags
 from ml_collections import config_flags
@@ -24,11 +26,22 @@ def main(argv: list[str]) -> None:
     if argv:
         raise ValueError(f"unexpected arguments {argv}; flags start with --")
     if _MULTI_HOST.value:
-        jax.distributed.initialize()
+        _join_processes()
     if _MODE.value == "train":
         train(_CONFIG.value, _WORKDIR.value)
     else:
         evaluate_run(_CONFIG.value, _WORKDIR.value)
+
+
+def _join_processes() -> None:
+    """Connects to the other processes of the run.
+
+    Slurm, Kubernetes and TPU pods are recognised by JAX itself; elsewhere JAX_COORDINATOR_ADDRESS,
+    JAX_NUM_PROCESSES and JAX_PROCESS_ID say who is who.
+    """
+    numbers = [os.environ.get(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")]
+    num_processes, process_id = (None if number is None else int(number) for number in numbers)
+    jax.distributed.initialize(num_processes=num_processes, process_id=process_id)
 
 
 if __name__ == "__main__":

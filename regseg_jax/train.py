@@ -22,10 +22,10 @@ from regseg_jax.data.augment import augment
 from regseg_jax.data.pipeline import ProcessShare, create_train_iterator
 from regseg_jax.data.sampling import ShuffledEpochs
 from regseg_jax.data.sources import Source, check_source
-from regseg_jax.evaluate import Evaluation, evaluate, format_scores, named_scores
+from regseg_jax.evaluate import Evaluation, evaluate, format_scores, jit_eval_step, named_scores
 from regseg_jax.metric_writer import METRICS_FILE, MetricWriter, ProgressBar, read_metrics
-from regseg_jax.sharding import create_mesh, is_main_process, replicate, replicated, shard_batch
-from regseg_jax.steps import create_eval_step, create_train_step
+from regseg_jax.sharding import create_mesh, is_main_process, replicated, shard_batch
+from regseg_jax.steps import create_train_step
 from regseg_jax.train_state import create_train_state
 from regseg_jax.visualize import draw_class_iou, draw_curves, save_png
 
@@ -67,8 +67,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Evaluation | None:
     model = run.create_run_model(config)
     tx, learning_rate_fn = run.create_run_optimizer(config, num_steps)
     init_rng, step_rng = jax.random.split(jax.random.key(config.seed))
-    state = jax.jit(functools.partial(create_train_state, model, tx))(init_rng)
-    state = replicate(state, mesh)
+    create_state = functools.partial(create_train_state, model, tx)
+    state = jax.jit(create_state, out_shardings=replicated(mesh))(init_rng)
 
     # --- Where an earlier start of this run stopped.
     checkpoints = CheckpointManager(workdir)
@@ -90,7 +90,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Evaluation | None:
         donate_argnums=0,
         out_shardings=replicated(mesh),
     )
-    eval_step = jax.jit(create_eval_step(model, run.create_preprocess_fn(config)))
+    eval_step = jit_eval_step(model, run.create_preprocess_fn(config), mesh)
     run_evaluation = functools.partial(
         evaluate,
         eval_step,

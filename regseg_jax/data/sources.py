@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any, Literal, Protocol
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from regseg_jax.data.classes import IGNORE_LABEL, ClassTable
 
@@ -81,9 +81,9 @@ def load_image(path: str | os.PathLike) -> np.ndarray:
 
 def _open(path: str | os.PathLike) -> Image.Image:
     try:
-        image = Image.open(path)
-        image.load()
-    except (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        with Image.open(path) as image:  # closes the file also where it cannot be read
+            image.load()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(
             f"cannot read {path}: {error}; restore the file or take it out of the data set"
         ) from None

@@ -395,7 +395,8 @@ class AdaptiveMean(nn.Module):
         for axis in (2, 3):
             length = x.shape[axis]
             starts = [i * length // self.bins for i in range(self.bins)]
-            ends = [-(-(i + 1) * length // self.bins) for i in range(self.bins)]
+            # Rounded up without negative numbers, whose division ONNX rounds towards zero.
+            ends = [((i + 1) * length + self.bins - 1) // self.bins for i in range(self.bins)]
             parts = [
                 x.narrow(axis, start, end - start).mean(axis, keepdim=True)
                 for start, end in zip(starts, ends, strict=True)
@@ -440,7 +441,8 @@ class FlowAlign(nn.Module):
         flow = torch.cat([_upsample_to(self.down_h(high), low), self.down_l(low)], 1)
         flow = self.flow_make(flow)
         # Positions need float32 at least: half precision cannot tell neighbouring pixels apart.
-        flow = flow.to(torch.promote_types(flow.dtype, torch.float32))
+        if flow.dtype in (torch.float16, torch.bfloat16):
+            flow = flow.float()
         options = {"dtype": flow.dtype, "device": flow.device}
         x = torch.linspace(-1, 1, width, **options) + flow[:, 0] / width
         y = torch.linspace(-1, 1, height, **options)[:, None] + flow[:, 1] / height

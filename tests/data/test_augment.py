@@ -1,0 +1,218 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from PIL import Image
+
+from regseg_jax.data import augment
+from regseg_jax.data.augment import AugmentConfig, Placement
+from regseg_jax.data.classes import CAMVID, IGNORE_LABEL
+from regseg_jax.data.sources import load_camvid
+
+CROP = (48, 64)
+# Resized size and start of the crop: every mixture of cropping, padding, down- and upscaling of
+# an image of 60 x 80.
+PLACEMENTS = {
+    "same size, cropped": ((60, 80), (5, 9)),
+    "downscaled, fits exactly": ((48, 64), (0, 0)),
+    "downscaled, padded all round": ((21, 28), (-13, -20)),
+    "downscaled, padded at the end": ((30, 40), (0, 0)),
+    "downscaled, padded at the start": ((30, 40), (-18, -24)),
+    "cropped in rows, padded in columns": ((55, 37), (4, -11)),
+    "padded in rows, cropped in columns": ((33, 99), (-7, 35)),
+    "upscaled by 1.3, cropped": ((78, 104), (30, 40)),
+    "upscaled by 3.05, cropped": ((183, 244), (77, 101)),
+    "upscaled, upper left corner": ((120, 160), (0, 0)),
+    "upscaled, lower right corner": ((120, 160), (72, 96)),
+}
+
+
+def _generated_examples() -> tuple[np.ndarray, np.ndarray]:
+    """Noise, on which half a pixel of displacement shows, and labels in patches."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (2, 60, 80, 3), np.uint8)
+    patches = rng.integers(0, 12, (2, 20, 20), np.uint8)
+    labels = patches.repeat(3, axis=1).repeat(4, axis=2)
+    return images, np.where(labels == 11, np.uint8(IGNORE_LABEL), labels)
+
+
+def _with_pillow(image, label, size, start, flip, crop_size):
+    """The same placement by Pillow: resize the whole image, paste on a canvas, flip."""
+    resized = Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR)
+    resized_label = Image.fromarray(label).resize(size[::-1], Image.Resampling.NEAREST)
+    canvas = np.empty((*crop_size, 3))
+    canvas[:] = 255 * np.array([0.485, 0.456, 0.406])
+    label_canvas = np.full(crop_size, IGNORE_LABEL)
+    target, source = [], []
+    for side, first, length in zip(size, start, crop_size, strict=True):
+        target.append(slice(max(-first, 0), min(side - first, length)))
+        source.append(slice(max(first, 0), min(side, first + length)))
+    canvas[tuple(target)] = np.asarray(resized)[tuple(source)]
+    label_canvas[tuple(target)] = np.asarray(resized_label)[tuple(source)]
+    return (canvas[:, ::-1], label_canvas[:, ::-1]) if flip else (canvas, label_canvas)
+
+
+_apply = jax.jit(augment.apply_placement, static_argnums=3)
+
+
+def _assert_as_pillow(image, label, size, start, flip, crop_size):
+    placement = Placement(jnp.array(size), jnp.array(start), jnp.array(flip))
+    pixels, labels = _apply(image, label, placement, crop_size)
+    assert pixels.shape == (*crop_size, 3)
+    assert pixels.dtype == jnp.float32
+    assert labels.shape == crop_size
+    assert labels.dtype == jnp.int32
+    expected_pixels, expected_labels = _with_pillow(image, label, size, start, flip, crop_size)
+    difference = np.abs(np.asarray(pixels) - expected_pixels)
+    # Pillow rounds to whole grey levels, after each of the two directions.
+    assert difference.mean() < 0.5
+    assert difference.max() < 2
+    assert (np.asarray(labels) == expected_labels).mean() >= 0.99
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("case", PLACEMENTS)
+def test_placement_as_pillow_on_generated_images(case, flip):
+    images, labels = _generated_examples()
+    for image, label in zip(images, labels, strict=True):
+        _assert_as_pillow(image, label, *PLACEMENTS[case], flip, CROP)
+
+
+def test_drawn_placements_as_pillow_on_real_images(camvid_dir):
+    source = load_camvid(camvid_dir, "val", CAMVID)
+    config = AugmentConfig(crop_size=(180, 240), min_shorter_side=90, max_shorter_side=360)
+    for seed in range(8):
+        example = source[12 * seed]
+        placement = augment.draw_placement(jax.random.key(seed), (360, 480), config)
+        size, start = (tuple(np.asarray(x).tolist()) for x in placement[:2])
+        flip = bool(placement.flip)
+        _assert_as_pillow(example["image"], example["label"], size, start, flip, (180, 240))
+
+
+def test_evaluation_resize_as_pillow():
+    images, _ = _generated_examples()
+    for size in ((30, 40), (45, 77), (90, 133)):
+        result = np.asarray(augment.resize_and_normalize(jnp.asarray(images), size))
+        pixels = (result * augment.STD + augment.MEAN) * 255
+        expected = [
+            np.asarray(Image.fromarray(x).resize(size[::-1], Image.Resampling.BILINEAR))
+            for x in images
+        ]
+        assert np.abs(pixels - np.stack(expected)).max() < 2
+
+
+def test_evaluation_leaves_the_images_size_alone():
+    images, _ = _generated_examples()
+    result = augment.resize_and_normalize(jnp.asarray(images), (60, 80))
+    expected = (images / 255 - np.array(augment.MEAN)) / np.array(augment.STD)
+    np.testing.assert_allclose(result, expected, atol=1e-5)
+
+
+def _draw(config: AugmentConfig, image_size: tuple[int, int], count: int = 4000) -> Placement:
+    keys = jax.random.split(jax.random.key(0), count)
+    draw = jax.vmap(lambda key: augment.draw_placement(key, image_size, config))
+    return jax.tree.map(np.asarray, jax.jit(draw)(keys))
+
+
+@pytest.mark.parametrize("image_size", [(60, 80), (80, 60)])
+def test_scales_are_uniform_integers_with_both_ends_and_keep_the_aspect(image_size):
+    placement = _draw(AugmentConfig(CROP, min_shorter_side=30, max_shorter_side=39), image_size)
+    shorter_axis = int(np.argmin(image_size))
+    shorter = placement.size[:, shorter_axis]
+    sides, counts = np.unique(shorter, return_counts=True)
+    assert sides.tolist() == list(range(30, 40))
+    assert counts.min() > 320  # 400 each on average, deviation 19
+    assert counts.max() < 480
+    np.testing.assert_array_equal(placement.size[:, 1 - shorter_axis], shorter * 80 // 60)
+
+
+@pytest.mark.parametrize("side", [51, 45])
+def test_positions_are_uniform_with_both_ends(side):
+    """An image of side x side on a crop of 48 x 48: 51 crops at 0..3, 45 pads by 0..3."""
+    config = AugmentConfig((48, 48), side, side)
+    start = _draw(config, (100, 100)).start
+    expected = [0, 1, 2, 3] if side > 48 else [-3, -2, -1, 0]
+    pairs, counts = np.unique(start, axis=0, return_counts=True)
+    assert pairs.tolist() == [[row, column] for row in expected for column in expected]
+    assert counts.min() > 180  # 250 each on average, deviation 15: rows and columns independent
+    assert counts.max() < 320
+
+
+def test_image_of_the_crops_size_has_one_position():
+    assert not _draw(AugmentConfig((48, 64), 48, 48), (60, 80), 100).start.any()
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.3, 1.0])
+def test_flip_probability(probability):
+    config = AugmentConfig(CROP, 30, 90, flip_probability=probability)
+    share = _draw(config, (60, 80)).flip.mean()
+    assert abs(share - probability) <= (0.04 if 0 < probability < 1 else 0)
+
+
+def test_padding_is_the_mean_colour_and_ignored():
+    images, labels = _generated_examples()
+    config = AugmentConfig(CROP, 10, 10, flip_probability=0)
+    pixels, labels = augment.augment(images, labels, jax.random.key(0), config)
+    padding = np.asarray(labels) == IGNORE_LABEL
+    assert padding.mean() > 0.9
+    rows, columns = np.nonzero(np.abs(np.asarray(pixels)).max((0, -1)) > 1e-5)
+    assert len(rows) > 0  # the images lie somewhere; all else is 0 after normalisation
+    assert (np.abs(np.asarray(pixels)) < 1e-5).all(-1).mean() > 0.9
+
+
+@pytest.fixture(scope="module")
+def batch() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(1)
+    images = rng.integers(0, 256, (8, 60, 80, 3), np.uint8)
+    labels = rng.integers(0, 11, (8, 60, 80), np.uint8)
+    return images, labels
+
+
+AUGMENT = jax.jit(functools.partial(augment.augment, config=AugmentConfig(CROP, 30, 120)))
+
+
+def test_batch_is_a_pure_function_of_the_key(batch):
+    pixels, labels = AUGMENT(*batch, jax.random.key(3))
+    assert pixels.shape == (8, *CROP, 3)
+    assert labels.shape == (8, *CROP)
+    again = AUGMENT(*batch, jax.random.key(3))
+    np.testing.assert_array_equal(pixels, again[0])
+    np.testing.assert_array_equal(labels, again[1])
+    other = AUGMENT(*batch, jax.random.key(4))
+    assert all((labels[i] != other[1][i]).mean() > 0.1 for i in range(8))
+
+
+def test_every_image_of_a_batch_has_its_own_draw(batch):
+    images, labels = (np.repeat(x[:1], 8, axis=0) for x in batch)
+    _, labels = AUGMENT(images, labels, jax.random.key(0))
+    assert len({np.asarray(label).tobytes() for label in labels}) == 8
+
+
+def test_same_batch_on_any_number_of_devices(batch):
+    expected = AUGMENT(*batch, jax.random.key(5))
+    for count in (2, 8):
+        mesh = Mesh(np.array(jax.devices()[:count]), ("data",))
+        sharding = NamedSharding(mesh, PartitionSpec("data"))
+        pixels, labels = AUGMENT(*jax.device_put(batch, sharding), jax.random.key(5))
+        np.testing.assert_array_equal(labels, expected[1])
+        np.testing.assert_allclose(pixels, expected[0], atol=1e-5)
+        assert len(pixels.sharding.device_set) == count
+
+
+def test_normalization():
+    white, mean = np.full((1, 1, 3), 255), 255 * np.array([[augment.MEAN]])
+    expected = (1 - np.array(augment.MEAN)) / augment.STD
+    np.testing.assert_allclose(augment.normalize(white)[0, 0], expected, rtol=1e-5)
+    np.testing.assert_allclose(augment.normalize(mean), 0, atol=1e-6)
+
+
+def test_bad_ranges_are_named():
+    with pytest.raises(ValueError, match=r"\[500, 400\] is empty"):
+        AugmentConfig(CROP, 500, 400)
+    with pytest.raises(ValueError, match=r"\[0, 400\].*set 0 < min_shorter_side"):
+        AugmentConfig(CROP, 0, 400)
+    with pytest.raises(ValueError, match=r"crop_size \(0, 64\) is not positive"):
+        AugmentConfig((0, 64), 300, 400)

@@ -1,0 +1,84 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from regseg_jax.data.classes import CAMVID, IGNORE_LABEL
+from regseg_jax.data.sources import load_camvid
+
+# The order of the SegNet edition's label values.
+SEGNET_ORDER = (
+    "sky",
+    "building",
+    "pole",
+    "road",
+    "sidewalk",
+    "tree",
+    "sign",
+    "fence",
+    "car",
+    "pedestrian",
+    "bicyclist",
+)
+
+
+def test_camvid_has_a_row_for_each_class():
+    assert CAMVID.num_classes == 11
+    assert len(CAMVID.class_names) == len(CAMVID.colors) == len(CAMVID.label_ids) == 11
+    assert len(set(CAMVID.class_names)) == 11
+
+
+def test_camvid_training_ids_have_the_order_of_the_full_size_protocol():
+    assert CAMVID.class_names == (
+        "building",
+        "tree",
+        "sky",
+        "car",
+        "sign",
+        "road",
+        "pedestrian",
+        "fence",
+        "pole",
+        "sidewalk",
+        "bicyclist",
+    )
+
+
+def test_camvid_label_ids_are_the_segnet_order():
+    assert {name: SEGNET_ORDER.index(name) for name in CAMVID.class_names} == dict(
+        zip(CAMVID.class_names, CAMVID.label_ids, strict=True)
+    )
+    assert set(CAMVID.ignored_label_ids) == {11, IGNORE_LABEL}
+
+
+def test_camvid_colors_are_all_32_of_the_data_set_and_distinct():
+    colors = CAMVID.colors + CAMVID.ignored_colors
+    assert len(set(colors)) == 32
+    assert all(len(color) == 3 and all(0 <= c <= 255 for c in color) for color in colors)
+    # Spot checks against the data set's label_colors.txt.
+    known = {"road": (128, 64, 128), "sky": (128, 128, 128), "bicyclist": (0, 128, 192)}
+    for name, color in known.items():
+        assert CAMVID.colors[CAMVID.class_names.index(name)] == color
+    assert (0, 0, 0) in CAMVID.ignored_colors  # void
+
+
+def test_a_table_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        CAMVID.name = "other"
+
+
+def test_camvid_names_fit_the_real_labels(camvid_dir):
+    """Sky is above, road below, and both are among the four commonest classes."""
+    source = load_camvid(camvid_dir, "val", CAMVID)
+    labels = np.stack([source[i]["label"] for i in range(0, len(source), 20)])
+    height = labels.shape[1]
+    mean_row = {
+        name: np.nonzero(labels == i)[1].mean() / height
+        for i, name in enumerate(CAMVID.class_names)
+        if (labels == i).any()
+    }
+    assert mean_row["sky"] < 0.35 < 0.65 < mean_row["road"]
+    assert mean_row["sky"] < mean_row["building"] < mean_row["sidewalk"]
+    counts = np.bincount(labels[labels != IGNORE_LABEL], minlength=11)
+    commonest = {CAMVID.class_names[i] for i in np.argsort(counts)[-5:]}
+    assert {"sky", "road", "building"} <= commonest

@@ -1,0 +1,295 @@
+import dataclasses
+import importlib.util
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from regseg_jax.export import torch_model
+from regseg_jax.export.torch_model import (
+    create_torch_model,
+    fuse_batch_norm,
+    load_state_dict_file,
+    load_weights,
+)
+from regseg_jax.models import variants
+
+GOLDEN = (
+    "exp48_decoder26",
+    "exp53_decoder29",
+    "exp43_decoder14",
+    "exp50_decoder4",
+    "regnety600mf_decoder14",
+)
+PARAMETERS = {
+    "exp48_decoder26": 3_334_951,
+    "exp53_decoder29": 6_131_579,
+    "exp43_decoder14": 3_368_023,
+    "regnety600mf_decoder14": 5_688_995,
+    "exp50_decoder4": 3_392_407,
+    "exp43_lraspp": 3_247_082,
+    "exp43_BisenetDecoder": 3_926_007,
+    "exp43_SFNetDecoder": 3_405_079,
+    "exp43_decoder10": 3_295_039,
+    "exp43_decoder12": 3_236_951,
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def single_thread():
+    """PyTorch spins while it waits: on a busy machine two threads are 50 times slower than one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def create_random_model(name: str, num_classes: int = 5) -> torch_model.RegSeg:
+    """In evaluation mode, with batch norms that are no identities."""
+    generator = torch.Generator().manual_seed(0)
+    model = create_torch_model(name, num_classes).eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(module.weight, 1, 0.2, generator=generator)
+            torch.nn.init.normal_(module.bias, 0, 0.2, generator=generator)
+            torch.nn.init.normal_(module.running_mean, 0, 0.2, generator=generator)
+            torch.nn.init.uniform_(module.running_var, 0.5, 2, generator=generator)
+    return model
+
+
+def random_images(height: int = 35, width: int = 51) -> torch.Tensor:
+    return torch.randn((1, 3, height, width), generator=torch.Generator().manual_seed(1))
+
+
+def relative_error(actual, expected) -> float:
+    """The largest difference, in standard deviations of what is expected."""
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    assert actual.shape == expected.shape
+    return float(np.abs(actual - expected).max() / expected.std())
+
+
+class TestTables:
+    def test_backbones_equal_those_of_the_flax_model(self):
+        rows = {name: dataclasses.astuple(spec) for name, spec in variants.BACKBONES.items()}
+        assert rows == torch_model.BACKBONES
+
+    def test_decoders_aliases_and_stem_equal_those_of_the_flax_model(self):
+        assert tuple(torch_model.DECODERS) == variants.DECODERS
+        assert torch_model.ALIASES == variants.ALIASES
+        assert torch_model.STEM_CHANNELS == variants.STEM_CHANNELS
+
+    @pytest.mark.parametrize("name", PARAMETERS)
+    def test_parameter_counts(self, name):
+        with torch.device("meta"):
+            model = create_torch_model(name, 19)
+        assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
+
+    def test_aliases_build_the_models_they_name(self):
+        with torch.device("meta"):
+            alias, model = (create_torch_model(n, 19) for n in ("regseg", "exp48_decoder26"))
+        assert str(alias) == str(model)
+
+    def test_an_unknown_name_lists_the_known_ones(self):
+        with pytest.raises(ValueError, match=r"'exp99_decoder26'.*exp48.*lraspp.*regseg_large"):
+            create_torch_model("exp99_decoder26", 19)
+
+    def test_no_classes(self):
+        with pytest.raises(ValueError, match="num_classes is 0"):
+            create_torch_model("regseg", 0)
+
+
+@pytest.fixture(scope="module")
+def fixture_code(golden_dir):
+    spec = importlib.util.spec_from_file_location("fill", golden_dir / "fill.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def inputs(fixture_code):
+    return fixture_code.inputs()
+
+
+@pytest.fixture
+def create_filled_model(fixture_code):
+    def create(name):
+        model = create_torch_model(name, 19)
+        filled = {
+            key: torch.from_numpy(np.asarray(fixture_code.fill(key, tuple(value.shape))))
+            for key, value in model.state_dict().items()
+        }
+        load_weights(model, filled)
+        return model
+
+    return create
+
+
+class TestAuthorsCode:
+    """Equality with the author's implementation, whose outputs are stored."""
+
+    def test_state_dicts_have_its_names_shapes_and_order(self, golden_dir):
+        for name, expected in json.loads((golden_dir / "state_dicts.json").read_text()).items():
+            with torch.device("meta"):
+                state_dict = create_torch_model(name, 19).state_dict()
+            actual = [(key, list(value.shape)) for key, value in state_dict.items()]
+            assert actual == list(expected.items()), name
+
+    @pytest.mark.parametrize("name", GOLDEN)
+    def test_logits_in_evaluation_mode(self, name, create_filled_model, inputs, golden_dir):
+        images = torch.from_numpy(inputs[0]["even"])
+        with torch.inference_mode():
+            logits = create_filled_model(name).eval()(images)
+        with np.load(golden_dir / f"{name}.npz") as expected:
+            assert relative_error(logits[:, :, ::4, ::4], expected["eval_logits_even"]) < 1e-4
+
+    def test_training_mode_in_float64(self, create_filled_model, inputs, golden_dir):
+        images, labels = inputs
+        name = "exp43_decoder14"
+        model = create_filled_model(name).double().train()
+        logits = model(torch.from_numpy(images["odd"]).double())
+        loss = F.cross_entropy(logits, torch.from_numpy(labels).long(), ignore_index=255)
+        loss.backward()
+        parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
+
+        with np.load(golden_dir / f"{name}.npz") as expected:
+            logits = logits.detach()[:, :, ::4, ::4]
+            assert relative_error(logits, expected["train_logits_odd"]) < 1e-6
+            assert loss.item() == pytest.approx(float(expected["train_loss"]), rel=1e-6)
+            assert set(expected["param_names"]) == set(parameters)
+            norms = [parameters[name].grad.norm().item() for name in expected["param_names"]]
+            np.testing.assert_allclose(norms, expected["grad_norms"], rtol=1e-6, atol=1e-12)
+            sums = [buffers[name].sum().item() for name in expected["bn_names"]]
+            np.testing.assert_allclose(sums, expected["bn_sums_after_step"], rtol=1e-6, atol=1e-9)
+
+
+class TestRunning:
+    @pytest.mark.parametrize("decoder", variants.DECODERS)
+    def test_any_size_and_nothing_depends_on_values(self, decoder):
+        # Meta tensors have no values: a branch on one, or a copy to the host, raises.
+        with torch.device("meta"):
+            model = create_torch_model(f"exp48_{decoder}", 3).eval()
+            for size in ((33, 50), (17, 1)):
+                assert model(torch.empty(2, 3, *size)).shape == (2, 3, *size)
+
+    def test_channels_last(self):
+        model, images = create_random_model("exp43_SFNetDecoder"), random_images()
+        with torch.inference_mode():
+            expected = model(images)
+            model = model.to(memory_format=torch.channels_last)
+            logits = model(images.to(memory_format=torch.channels_last))
+        assert relative_error(logits, expected) < 1e-4
+
+    def test_autocast(self):
+        model, images = create_random_model("exp43_SFNetDecoder"), random_images()
+        with torch.inference_mode():
+            expected = model(images)
+            with torch.autocast("cpu", torch.bfloat16):
+                logits = model(images)
+        assert logits.dtype == torch.bfloat16
+        assert 0 < relative_error(logits.float(), expected) < 0.2
+
+    def test_half_precision_weights(self):
+        with torch.device("meta"):
+            model = create_torch_model("exp43_SFNetDecoder", 3).eval().bfloat16()
+            logits = model(torch.empty(2, 3, 33, 50, dtype=torch.bfloat16))
+        assert logits.dtype == torch.bfloat16
+
+    def test_adaptive_mean_equals_pytorch_adaptive_average_pool(self):
+        x = random_images(7, 10)
+        for bins in (1, 2, 3, 6, 9):
+            expected = F.adaptive_avg_pool2d(x, bins)
+            torch.testing.assert_close(torch_model.AdaptiveMean(bins)(x), expected)
+
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the exporter that traces
+    def test_adaptive_mean_is_exported_to_onnx_right(self, tmp_path):
+        onnxruntime = pytest.importorskip("onnxruntime")
+        path, x = tmp_path / "mean.onnx", random_images(5, 16)
+        model = torch_model.AdaptiveMean(6)
+        torch.onnx.export(model, (x,), str(path), input_names=["x"], dynamo=False)
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        (actual,) = session.run(None, {"x": x.numpy()})
+        np.testing.assert_allclose(actual, model(x), rtol=1e-5, atol=1e-6)
+
+
+class TestFuseBatchNorm:
+    @pytest.mark.parametrize("name", ["exp50_decoder26", "exp43_BisenetDecoder"])
+    def test_computes_the_same(self, name):
+        model, images = create_random_model(name), random_images()
+        fused = fuse_batch_norm(model.train())
+        assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in fused.modules())
+        with torch.inference_mode():
+            assert relative_error(fused(images), model.eval()(images)) < 1e-4
+
+    def test_leaves_the_model_alone(self):
+        model = create_random_model("exp48_decoder14").train()
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        assert not fuse_batch_norm(model).training
+        assert model.training
+        assert before.keys() == model.state_dict().keys()
+        assert all(tensor.equal(before[name]) for name, tensor in model.state_dict().items())
+
+
+class RunsCode:
+    def __reduce__(self):
+        return os.system, ("true",)
+
+
+class TestStateDicts:
+    @pytest.mark.parametrize("wrap", [dict, lambda weights: {"model": weights, "epoch": 3}])
+    def test_file_round_trip(self, wrap, tmp_path):
+        path = tmp_path / "weights.pt"
+        weights = {"a.weight": torch.arange(3.0), "a.num_batches_tracked": torch.tensor(7)}
+        torch.save(wrap(weights), path)
+        loaded = load_state_dict_file(path)
+        assert list(loaded) == list(weights)
+        assert all(loaded[name].equal(tensor) for name, tensor in weights.items())
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ({"model": RunsCode()}, "Python objects besides tensors"),
+            ({"epoch": 3, "best": torch.ones(2)}, "has no state dict"),
+            ({}, "has no state dict"),
+            ([torch.ones(2)], "has no state dict"),
+            ({"model": {"a": torch.ones(2), "b": torch.tensor([1, torch.nan])}}, "NaN .* in b;"),
+            ({"a": torch.tensor([torch.inf]), "b": torch.ones(2)}, "infinity in a;"),
+        ],
+    )
+    def test_bad_content(self, content, message, tmp_path):
+        path = tmp_path / "weights.pt"
+        torch.save(content, path)
+        with pytest.raises(ValueError, match=message) as error:
+            load_state_dict_file(path)
+        assert str(path) in str(error.value)
+        assert "\n" not in str(error.value)
+
+    @pytest.mark.parametrize(
+        "content", [b"", b"hello world", b"\x89PNG\r\n", b"PK\x03\x04 cut off"]
+    )
+    def test_no_pytorch_file(self, content, tmp_path):
+        path = tmp_path / "weights.pt"
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"weights\.pt is no PyTorch file"):
+            load_state_dict_file(path)
+
+    def test_a_missing_file_is_an_os_error(self, tmp_path):
+        with pytest.raises(FileNotFoundError):
+            load_state_dict_file(tmp_path / "weights.pt")
+
+    def test_weights_that_do_not_fit_are_all_named(self):
+        model = create_torch_model("exp48_decoder26", 3)
+        before = model.stem.conv.weight.detach().clone()
+        weights = {name: tensor + 1 for name, tensor in model.state_dict().items()}
+        weights["module.stem"] = weights.pop("stem.bn.bias")
+        weights["decoder.classifier.bias"] = torch.zeros(19)
+        message = (
+            r"missing stem\.bn\.bias \[32\]; unexpected module\.stem; "
+            r"decoder\.classifier\.bias has shape \[19\], not \[3\]"
+        )
+        with pytest.raises(ValueError, match=message):
+            load_weights(model, weights)
+        assert model.stem.conv.weight.equal(before)

@@ -1,0 +1,160 @@
+"""Who may import whom: read from the source of every module, nothing is imported."""
+
+import ast
+import pathlib
+import sys
+
+import pytest
+
+PACKAGE = pathlib.Path(__file__).parents[1] / "regseg_jax"
+
+
+def _module_name(path):
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {_module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def _imports(source):
+    """Full names of all that is imported, functions' bodies included: `a.b` of `from a import b`."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "write imports in full"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def _project_imports(name):
+    """The project's modules that a module imports, without the `regseg_jax.` in front."""
+    modules = set()
+    for imported in IMPORTS[name]:
+        package, _, rest = imported.partition(".")
+        if package == PACKAGE.name:
+            modules.add(rest if rest in FILES else rest.rpartition(".")[0])
+    return modules
+
+
+def _packages(name):
+    """The top-level packages that a module imports, Python's own left out."""
+    return {imported.partition(".")[0] for imported in IMPORTS[name]} - sys.stdlib_module_names
+
+
+def _inside(name, *places):
+    return any(name == place or name.startswith(f"{place}.") for place in places)
+
+
+IMPORTS = {name: _imports(path.read_text()) for name, path in FILES.items()}
+
+# The modules that know nothing of training: what each imports of the project.
+LAYERS = {
+    "ops": set(),
+    "ops.conv": set(),
+    "ops.resize": set(),
+    "ops.sample": set(),
+    "models": {"models.regseg"},
+    "models.variants": set(),
+    "models.layers": {"ops.conv"},
+    "models.blocks": {"models.layers", "models.variants", "ops.resize"},
+    "models.backbones": {"models.blocks", "models.variants"},
+    "models.decoders": {
+        *("models.blocks", "models.layers", "models.variants"),
+        *("ops.resize", "ops.sample"),
+    },
+    "models.regseg": {
+        *("models.backbones", "models.blocks", "models.decoders", "models.layers"),
+        *("models.variants", "ops.resize"),
+    },
+    "losses": set(),
+    "metrics": set(),
+    "field_of_view": {"models.variants"},
+}
+
+# Packages that stay in few places, so that they can be replaced there.
+PLACES = {
+    "orbax": ("checkpoint",),
+    "ml_collections": ("train", "evaluate", "config", "run", "main", "search"),
+    "torch": ("export",),
+    "onnx": ("export",),
+    "onnxruntime": ("export",),
+    "grain": ("data.pipeline",),
+    "tensorboardX": ("metric_writer",),
+    "tensorflow": (),
+}
+
+# Whole parts that nothing else needs, and the commands that may use them.
+LEAVES = {"search": ("search",), "export": ("export", "benchmark")}
+
+
+def test_the_reader_sees_every_form_of_import():
+    source = "import a.b as c, d\nfrom e.f import g, h as i\ndef f():\n    from j import k\n"
+    assert _imports(source) == {"a.b", "d", "e.f.g", "e.f.h", "j.k"}
+    assert "models.variants" in _project_imports("models.regseg")  # a module from a package
+    assert "models" in _project_imports("train_state")  # a name from a package
+    with pytest.raises(AssertionError, match="in full"):
+        _imports("from . import a")
+
+
+@pytest.mark.parametrize("name", [n for n in FILES if n in LAYERS or _inside(n, "models", "ops")])
+def test_layers_import_downwards(name):
+    assert name in LAYERS, "a new module of models/ or ops/ needs a row in LAYERS"
+    assert _project_imports(name) <= LAYERS[name]
+
+
+def test_the_tables_of_the_models_know_only_python():
+    assert not _packages("models.variants")
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if _inside(name, "data")])
+def test_data_knows_neither_models_nor_jax(name):
+    assert all(_inside(module, "data") for module in _project_imports(name))
+    accelerated = {"jax"} if name == "data.augment" else set()
+    assert _packages(name) & {"jax", "flax", "optax", "clu"} <= accelerated
+
+
+@pytest.mark.parametrize("package", PLACES)
+def test_packages_stay_in_their_places(package):
+    importers = {name for name in FILES if package in _packages(name)}
+    assert {name for name in importers if not _inside(name, *PLACES[package])} == set()
+
+
+def test_flags_belong_to_the_commands():
+    commands = {name for name, path in FILES.items() if "__main__" in path.read_text()}
+    for name in set(FILES) - commands - {"command"}:
+        absl = {imported for imported in IMPORTS[name] if _inside(imported, "absl")}
+        assert absl <= {"absl.logging"}, name
+
+
+@pytest.mark.parametrize("part", LEAVES)
+def test_nothing_else_imports_search_and_export(part):
+    importers = {
+        name for name in FILES if any(_inside(module, part) for module in _project_imports(name))
+    }
+    assert {name for name in importers if not _inside(name, *LEAVES[part])} == set()
+
+
+def test_the_torch_model_runs_without_jax():
+    assert _packages("export.torch_model") == {"torch"}
+
+
+def test_importing_the_package_costs_nothing():
+    assert FILES[""].read_text() == ""
+
+
+def test_no_module_imports_itself_in_a_circle():
+    done, path = set(), []
+
+    def visit(name):
+        assert name not in path, " -> ".join([*path, name])
+        if name not in done:
+            path.append(name)
+            for imported in _project_imports(name):
+                visit(imported)
+            done.add(path.pop())
+
+    for name in FILES:
+        visit(name)

@@ -1,0 +1,142 @@
+"""Whole runs, in processes of their own: killed, stopped, restarted, refused."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+TESTS = pathlib.Path(__file__).parent
+NUM_STEPS = 12
+
+
+def start(workdir: pathlib.Path, *overrides: str) -> subprocess.Popen:
+    # One device: a run that is to be compared bit by bit with another has the same number.
+    env = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(TESTS.parent)}
+    return subprocess.Popen(
+        [sys.executable, str(TESTS / "small_run.py"), str(workdir), *overrides],
+        env=env,
+        cwd=TESTS,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen) -> tuple[str, str]:
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return out, err
+
+
+def wait_for(condition, process: subprocess.Popen, seconds: float = 200) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.002)
+
+
+def kill(process: subprocess.Popen) -> None:
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+def read_state(workdir: pathlib.Path, step: int) -> dict:
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(workdir.absolute() / "checkpoints" / str(step) / "default")
+
+
+def steps_saved(workdir: pathlib.Path) -> set[int]:
+    folder = workdir / "checkpoints"
+    return {int(p.name) for p in folder.iterdir() if p.name.isdigit()} if folder.is_dir() else set()
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory) -> pathlib.Path:
+    workdir = tmp_path_factory.mktemp("whole")
+    out, _ = finish(start(workdir))
+    assert "mean IoU" in out
+    return workdir
+
+
+def assert_same_end(workdir: pathlib.Path, expected: pathlib.Path) -> None:
+    old, new = read_state(expected, NUM_STEPS), read_state(workdir, NUM_STEPS)
+    assert jax.tree.structure(old) == jax.tree.structure(new)
+    for a, b in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+def test_a_run_leaves_checkpoints_metrics_and_pictures(whole_run):
+    assert NUM_STEPS in steps_saved(whole_run)
+    assert len(steps_saved(whole_run)) <= 2  # the newest and the best
+    records = [json.loads(line) for line in (whole_run / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in records if "train/loss" in r] == [2, 4, 6, 8, 10, 12]
+    assert [r["step"] for r in records if "val/mean_iou" in r] == [6, 12]
+    assert {p.name for p in (whole_run / "pictures").iterdir()} >= {"curves.png", "class_iou.png"}
+    assert list((whole_run / "tensorboard").iterdir())
+
+
+def test_killed_three_times_ends_bit_identical(whole_run, tmp_path):
+    # Before the first checkpoint is whole, while one is being written, and between two.
+    process = start(tmp_path)
+    wait_for(lambda: (tmp_path / "metrics.jsonl").exists(), process)
+    kill(process)
+
+    def is_writing() -> bool:
+        folder = tmp_path / "checkpoints"
+        return folder.is_dir() and any(
+            "tmp" in p.name and p.name.startswith("6") for p in folder.iterdir()
+        )
+
+    process = start(tmp_path)
+    wait_for(is_writing, process)
+    kill(process)
+    assert 6 not in steps_saved(tmp_path)
+
+    process = start(tmp_path)
+    wait_for(lambda: 9 in steps_saved(tmp_path), process)
+    kill(process)
+
+    finish(start(tmp_path))
+    assert_same_end(tmp_path, whole_run)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").open()]
+    assert steps == sorted(steps)
+
+
+def test_sigterm_saves_and_goes_on(whole_run, tmp_path):
+    process = start(tmp_path)
+    wait_for(lambda: 3 in steps_saved(tmp_path), process)
+    process.send_signal(signal.SIGTERM)
+    _, err = finish(process)
+    assert "start again to go on" in err
+    assert max(steps_saved(tmp_path)) < NUM_STEPS
+    finish(start(tmp_path))
+    assert_same_end(tmp_path, whole_run)
+
+
+def test_another_config_is_refused_and_nothing_changes(whole_run):
+    before = (whole_run / "config.json").read_bytes()
+    process = start(whole_run, "optimizer.learning_rate=0.5")
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 1
+    assert "optimizer.learning_rate was 0.05 and is 0.5" in err
+    assert "Traceback" not in err
+    assert (whole_run / "config.json").read_bytes() == before
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path):
+    process = start(tmp_path, "optimizer.learning_rate=1e30", "checkpoint_every_steps=1")
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 1
+    assert "the loss of step" in err
+    assert "Traceback" not in err
+    state = read_state(tmp_path, max(steps_saved(tmp_path)))
+    assert all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(state["opt_state"]))
