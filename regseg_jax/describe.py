@@ -22,9 +22,9 @@ from PIL import Image
 from regseg_jax import field_of_view
 from regseg_jax.command import run_command
 from regseg_jax.field_of_view import LayerFieldOfView
-from regseg_jax.metric_writer import format_table
 from regseg_jax.models import RegSeg, create_model
 from regseg_jax.models.layers import Conv
+from regseg_jax.tables import format_table
 from regseg_jax.visualize import save_png
 
 HEADERS = (

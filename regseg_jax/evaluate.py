@@ -18,7 +18,6 @@ from regseg_jax.config import check_same_run, load_config, validate_config
 from regseg_jax.data.classes import ClassTable
 from regseg_jax.data.pipeline import Batch, ProcessShare, create_eval_iterator
 from regseg_jax.data.sources import Source
-from regseg_jax.metric_writer import format_table
 from regseg_jax.metrics import ConfusionMatrix, Scores
 from regseg_jax.models import RegSeg
 from regseg_jax.sharding import (
@@ -30,6 +29,7 @@ from regseg_jax.sharding import (
     shard_batch,
 )
 from regseg_jax.steps import create_eval_step
+from regseg_jax.tables import format_table
 from regseg_jax.visualize import draw_panel, save_png
 
 

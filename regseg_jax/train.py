@@ -23,7 +23,8 @@ from regseg_jax.data.pipeline import ProcessShare, create_train_iterator
 from regseg_jax.data.sampling import ShuffledEpochs
 from regseg_jax.data.sources import Source, check_source
 from regseg_jax.evaluate import Evaluation, evaluate, format_scores, jit_eval_step, named_scores
-from regseg_jax.metric_writer import METRICS_FILE, MetricWriter, ProgressBar, read_metrics
+from regseg_jax.metric_writer import METRICS_FILE, MetricWriter, read_metrics
+from regseg_jax.progress import ProgressBar
 from regseg_jax.sharding import create_mesh, is_main_process, replicated, shard_batch
 from regseg_jax.steps import create_train_step
 from regseg_jax.train_state import create_train_state

@@ -4,8 +4,6 @@ It is the training command on the embedded data set, but for a backbone of three
 put into the table here.
 """
 
-import sys
-
 from ml_collections import ConfigDict
 
 from regseg_jax.config import create_default_config
