@@ -37,6 +37,7 @@ class CheckpointManager:
         )
         self._manager = ocp.CheckpointManager(
             self._directory,
+            item_handlers=ocp.StandardCheckpointHandler(),  # to know shapes before restoring
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policy,
                 best_fn=lambda metrics: metrics[_METRIC],

@@ -39,7 +39,7 @@ def create_default_config() -> ConfigDict:
     config.data.train_split = "train"
     config.data.eval_split = "val"
     config.data.num_workers = 2  # processes that decode images; 0: a thread of this process
-    config.data.check = True  # decode every file once before training
+    config.data.check = True  # decode every file once before a new run starts
     config.data.synthetic_size = (120, 160)
     config.data.synthetic_train_examples = 2000
     config.data.synthetic_eval_examples = 100
@@ -119,15 +119,19 @@ def _flatten(config: ConfigDict) -> dict[str, object]:
     return flat
 
 
-def claim_workdir(config: ConfigDict, workdir: str | os.PathLike) -> None:
+def claim_workdir(config: ConfigDict, workdir: str | os.PathLike) -> bool:
     """Makes workdir this config's: writes `config.json`, or compares with the one that is there.
+
+    Returns:
+      Whether the run is new.
 
     Raises:
       ValueError: if the folder cannot be written to, or belongs to a run of another config; names
         each key that differs.
     """
     path = pathlib.Path(workdir) / "config.json"
-    if path.exists():
+    is_new = not path.exists()
+    if not is_new:
         check_same_run(config, load_config(workdir), workdir)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -136,6 +140,7 @@ def claim_workdir(config: ConfigDict, workdir: str | os.PathLike) -> None:
         os.replace(file.name, path)
     except OSError as error:
         raise ValueError(f"cannot write to workdir {workdir}: {error}; choose another") from None
+    return is_new
 
 
 def check_same_run(

@@ -245,5 +245,5 @@ if __name__ == "__main__":
     flags.DEFINE_string("model", "exp48_decoder26", "BACKBONE_DECODER, or an alias.")
     flags.DEFINE_integer("num_classes", 19, "Classes of the model's output.")
     flags.DEFINE_string("size", "1024,2048", "HEIGHT,WIDTH of the image.")
-    flags.DEFINE_string("output", None, "Folder for the chart of the field of view; else none.")
+    flags.DEFINE_string("output", ".", "Folder for the picture of the field of view.")
     run_command(main, "regseg_jax.describe")

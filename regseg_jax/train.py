@@ -10,7 +10,6 @@ import threading
 
 import jax
 import numpy as np
-from absl import logging
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from tqdm import tqdm
@@ -58,8 +57,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Evaluation | None:
     share = ProcessShare(jax.process_index(), jax.process_count())
     sampler = ShuffledEpochs(len(train_source), config.global_batch_size, config.seed)
     if is_main_process():
-        config_lib.claim_workdir(config, workdir)
-        if config.data.check and config.data.source != "synthetic":
+        is_new = config_lib.claim_workdir(config, workdir)
+        if is_new and config.data.check and config.data.source != "synthetic":
             _check(train_source, "checking the training images")
             _check(eval_source, "checking the evaluation images")
 
@@ -75,7 +74,6 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Evaluation | None:
     checkpoints = CheckpointManager(workdir)
     if (latest := checkpoints.latest_step()) is not None:
         state = checkpoints.restore(latest, state)
-        logging.info("resumed from step %d", latest)
     step = int(state.step)
 
     # --- The two computations, compiled at their first call.
@@ -123,6 +121,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Evaluation | None:
         ) as progress,
     ):
         recent = _RecentLosses(workdir)
+        if step:
+            progress.write(f"going on from the checkpoint of step {step}")
         while step < num_steps:
             with progress.waiting():
                 batch = next(batches)

@@ -18,7 +18,7 @@ FILES = {_module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
 def _imports(source):
-    """Full names of all that is imported, functions' bodies included: `a.b` of `from a import b`."""
+    """Full names of all that is imported, also inside functions: `a.b` of `from a import b`."""
     names = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):

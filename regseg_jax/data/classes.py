@@ -81,3 +81,35 @@ CAMVID = ClassTable(
     ignored_label_ids=(11, IGNORE_LABEL),
     ignored_colors=_CAMVID_IGNORED_COLORS,
 )
+
+# Name, colour, and the value in `*_gtFine_labelIds.png`, in the order of the official training ids.
+_CITYSCAPES = (
+    ("road", (128, 64, 128), 7),
+    ("sidewalk", (244, 35, 232), 8),
+    ("building", (70, 70, 70), 11),
+    ("wall", (102, 102, 156), 12),
+    ("fence", (190, 153, 153), 13),
+    ("pole", (153, 153, 153), 17),
+    ("traffic light", (250, 170, 30), 19),
+    ("traffic sign", (220, 220, 0), 20),
+    ("vegetation", (107, 142, 35), 21),
+    ("terrain", (152, 251, 152), 22),
+    ("sky", (70, 130, 180), 23),
+    ("person", (220, 20, 60), 24),
+    ("rider", (255, 0, 0), 25),
+    ("car", (0, 0, 142), 26),
+    ("truck", (0, 0, 70), 27),
+    ("bus", (0, 60, 100), 28),
+    ("train", (0, 80, 100), 31),
+    ("motorcycle", (0, 0, 230), 32),
+    ("bicycle", (119, 11, 32), 33),
+)
+
+CITYSCAPES = ClassTable(
+    name="cityscapes",
+    class_names=tuple(name for name, _, _ in _CITYSCAPES),
+    colors=tuple(color for _, color, _ in _CITYSCAPES),
+    label_ids=tuple(label_id for _, _, label_id in _CITYSCAPES),
+    # The data set's other labels; -1, the license plate, is 255 in files of 8 bits.
+    ignored_label_ids=(*range(7), 9, 10, 14, 15, 16, 18, 29, 30, IGNORE_LABEL),
+)

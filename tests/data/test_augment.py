@@ -58,7 +58,8 @@ def _with_pillow(image, label, size, start, flip, crop_size):
 _apply = jax.jit(augment.apply_placement, static_argnums=3)
 
 
-def _assert_as_pillow(image, label, size, start, flip, crop_size):
+def _assert_as_pillow(image, label, size, start, flip, crop_size) -> float:
+    """Returns the share of equal labels."""
     placement = Placement(jnp.array(size), jnp.array(start), jnp.array(flip))
     pixels, labels = _apply(image, label, placement, crop_size)
     assert pixels.shape == (*crop_size, 3)
@@ -69,8 +70,18 @@ def _assert_as_pillow(image, label, size, start, flip, crop_size):
     difference = np.abs(np.asarray(pixels) - expected_pixels)
     # Pillow rounds to whole grey levels, after each of the two directions.
     assert difference.mean() < 0.5
-    assert difference.max() < 2
-    assert (np.asarray(labels) == expected_labels).mean() >= 0.99
+    assert difference.max() < 1.5
+    equal = np.asarray(labels) == expected_labels
+    if flip:
+        equal = equal[:, ::-1]
+    # Where a pixel's centre lies on the border of two source pixels, Pillow's sums of rounded
+    # steps fall on either side.
+    row_ties, column_ties = (
+        (2 * (first + np.arange(length)) + 1) * side % (2 * resized) == 0
+        for first, length, side, resized in zip(start, crop_size, label.shape, size, strict=True)
+    )
+    assert equal[~row_ties][:, ~column_ties].all()
+    return equal.mean()
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -89,12 +100,15 @@ def test_drawn_placements_as_pillow_on_real_images(camvid_dir):
         placement = augment.draw_placement(jax.random.key(seed), (360, 480), config)
         size, start = (tuple(np.asarray(x).tolist()) for x in placement[:2])
         flip = bool(placement.flip)
-        _assert_as_pillow(example["image"], example["label"], size, start, flip, (180, 240))
+        share_equal = _assert_as_pillow(
+            example["image"], example["label"], size, start, flip, (180, 240)
+        )
+        assert share_equal >= 0.99
 
 
 def test_evaluation_resize_as_pillow():
     images, _ = _generated_examples()
-    for size in ((30, 40), (45, 77), (90, 133)):
+    for size in ((45, 40), (90, 133)):
         result = np.asarray(augment.resize_and_normalize(jnp.asarray(images), size))
         pixels = (result * augment.STD + augment.MEAN) * 255
         expected = [
@@ -111,15 +125,22 @@ def test_evaluation_leaves_the_images_size_alone():
     np.testing.assert_allclose(result, expected, atol=1e-5)
 
 
-def _draw(config: AugmentConfig, image_size: tuple[int, int], count: int = 4000) -> Placement:
-    keys = jax.random.split(jax.random.key(0), count)
+@functools.cache
+def _draw(config: AugmentConfig, image_size: tuple[int, int]) -> Placement:
+    """4000 draws."""
+    keys = jax.random.split(jax.random.key(0), 4000)
     draw = jax.vmap(lambda key: augment.draw_placement(key, image_size, config))
     return jax.tree.map(np.asarray, jax.jit(draw)(keys))
 
 
+SCALED = AugmentConfig(CROP, min_shorter_side=30, max_shorter_side=39, flip_probability=0.3)
+PADDED = AugmentConfig((48, 48), 45, 45, flip_probability=0.0)
+CROPPED = AugmentConfig((48, 51), 51, 51, flip_probability=1.0)
+
+
 @pytest.mark.parametrize("image_size", [(60, 80), (80, 60)])
 def test_scales_are_uniform_integers_with_both_ends_and_keep_the_aspect(image_size):
-    placement = _draw(AugmentConfig(CROP, min_shorter_side=30, max_shorter_side=39), image_size)
+    placement = _draw(SCALED, image_size)
     shorter_axis = int(np.argmin(image_size))
     shorter = placement.size[:, shorter_axis]
     sides, counts = np.unique(shorter, return_counts=True)
@@ -129,38 +150,27 @@ def test_scales_are_uniform_integers_with_both_ends_and_keep_the_aspect(image_si
     np.testing.assert_array_equal(placement.size[:, 1 - shorter_axis], shorter * 80 // 60)
 
 
-@pytest.mark.parametrize("side", [51, 45])
-def test_positions_are_uniform_with_both_ends(side):
-    """An image of side x side on a crop of 48 x 48: 51 crops at 0..3, 45 pads by 0..3."""
-    config = AugmentConfig((48, 48), side, side)
-    start = _draw(config, (100, 100)).start
-    expected = [0, 1, 2, 3] if side > 48 else [-3, -2, -1, 0]
+def test_padding_is_uniform_with_both_ends():
+    start = _draw(PADDED, (100, 100)).start
     pairs, counts = np.unique(start, axis=0, return_counts=True)
-    assert pairs.tolist() == [[row, column] for row in expected for column in expected]
+    assert pairs.tolist() == [[row, column] for row in range(-3, 1) for column in range(-3, 1)]
     assert counts.min() > 180  # 250 each on average, deviation 15: rows and columns independent
     assert counts.max() < 320
 
 
-def test_image_of_the_crops_size_has_one_position():
-    assert not _draw(AugmentConfig((48, 64), 48, 48), (60, 80), 100).start.any()
+def test_crop_is_uniform_with_both_ends():
+    start = _draw(CROPPED, (100, 100)).start
+    rows, counts = np.unique(start[:, 0], return_counts=True)
+    assert rows.tolist() == [0, 1, 2, 3]
+    assert counts.min() > 880  # 1000 each on average, deviation 27
+    assert counts.max() < 1120
+    assert not start[:, 1].any()  # as wide as the crop: one position
 
 
-@pytest.mark.parametrize("probability", [0.0, 0.3, 1.0])
-def test_flip_probability(probability):
-    config = AugmentConfig(CROP, 30, 90, flip_probability=probability)
-    share = _draw(config, (60, 80)).flip.mean()
-    assert abs(share - probability) <= (0.04 if 0 < probability < 1 else 0)
-
-
-def test_padding_is_the_mean_colour_and_ignored():
-    images, labels = _generated_examples()
-    config = AugmentConfig(CROP, 10, 10, flip_probability=0)
-    pixels, labels = augment.augment(images, labels, jax.random.key(0), config)
-    padding = np.asarray(labels) == IGNORE_LABEL
-    assert padding.mean() > 0.9
-    rows, columns = np.nonzero(np.abs(np.asarray(pixels)).max((0, -1)) > 1e-5)
-    assert len(rows) > 0  # the images lie somewhere; all else is 0 after normalisation
-    assert (np.abs(np.asarray(pixels)) < 1e-5).all(-1).mean() > 0.9
+def test_flip_probability():
+    assert abs(_draw(SCALED, (60, 80)).flip.mean() - 0.3) < 0.03
+    assert not _draw(PADDED, (100, 100)).flip.any()
+    assert _draw(CROPPED, (100, 100)).flip.all()
 
 
 @pytest.fixture(scope="module")
@@ -191,15 +201,14 @@ def test_every_image_of_a_batch_has_its_own_draw(batch):
     assert len({np.asarray(label).tobytes() for label in labels}) == 8
 
 
-def test_same_batch_on_any_number_of_devices(batch):
+def test_same_batch_on_eight_devices(batch):
     expected = AUGMENT(*batch, jax.random.key(5))
-    for count in (2, 8):
-        mesh = Mesh(np.array(jax.devices()[:count]), ("data",))
-        sharding = NamedSharding(mesh, PartitionSpec("data"))
-        pixels, labels = AUGMENT(*jax.device_put(batch, sharding), jax.random.key(5))
-        np.testing.assert_array_equal(labels, expected[1])
-        np.testing.assert_allclose(pixels, expected[0], atol=1e-5)
-        assert len(pixels.sharding.device_set) == count
+    mesh = Mesh(np.array(jax.devices()), ("data",))
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    pixels, labels = AUGMENT(*jax.device_put(batch, sharding), jax.random.key(5))
+    np.testing.assert_array_equal(labels, expected[1])
+    np.testing.assert_allclose(pixels, expected[0], atol=1e-5)
+    assert len(pixels.sharding.device_set) == 8
 
 
 def test_normalization():

@@ -105,7 +105,7 @@ def test_wrong_split_is_named(segnet_dir):
 
 
 def test_missing_folders_are_named(tmp_path):
-    with pytest.raises(ValueError, match="no CamVid train split.*trainannot/.*train_labels/") as e:
+    with pytest.raises(ValueError, match=r"no CamVid train split.*trainannot/.*train_labels/") as e:
         load_camvid(tmp_path, "train", CAMVID)
     assert str(tmp_path) in str(e.value)
     assert "--config.data.data_dir" in str(e.value)

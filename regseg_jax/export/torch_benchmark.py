@@ -1,0 +1,575 @@
+"""Times RegSeg's inference in PyTorch alone, by the paper's protocol, in every fast form of it.
+
+python -m regseg_jax.export.torch_benchmark --weights=regseg.pt --size=1024,2048 --output=t4.json
+
+Needs torch and no other package. The protocol (paper, section 4.4): batch 1, mixed precision,
+upsampling to the image's size included, 10 warm-up and 100 timed runs, each synchronised.
+`regseg_jax.benchmark` times the same functions beside JAX.
+"""
+
+import argparse
+import contextlib
+import copy
+import datetime
+import json
+import os
+import pathlib
+import platform
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from regseg_jax.export.torch_model import (
+    create_torch_model,
+    fuse_batch_norm,
+    load_state_dict_file,
+    load_weights,
+)
+from regseg_jax.tables import format_table
+
+# Frames per second on a T4, version 3 and version 2 of the paper, by image size.
+PAPER_FPS = {(1024, 2048): (37, 30), (720, 960): (112, 70)}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Largest difference to float32, root mean square in units of the logits' deviation. A mistake
+# gives about 1, rounding (TF32 for float32) a small part of these.
+TOLERANCES = {"float32": 0.02, "bfloat16": 0.3, "float16": 0.1}
+HEADERS = (
+    *("form", "median ms", "5%", "95%", "FPS", "paper v3", "v2", "first run s", "MiB"),
+    *("max diff", "pixels differ"),
+)
+
+
+class Form(NamedTuple):
+    """A way to run the model in some precision; all off is PyTorch as it comes, under autocast.
+
+    Attributes:
+      fused: batch norms folded into the convolutions.
+      channels_last: NHWC in memory.
+      cast_weights: weights and images in the precision, instead of autocast from float32.
+      compiled: by `torch.compile`.
+      graph: captured as a CUDA graph and replayed.
+    """
+
+    fused: bool = False
+    channels_last: bool = False
+    cast_weights: bool = False
+    compiled: bool = False
+    graph: bool = False
+
+    def __str__(self) -> str:
+        return " + ".join(name for name, is_on in self._asdict().items() if is_on) or "plain"
+
+
+INFERENCE_FORMS = (
+    Form(),
+    Form(channels_last=True),
+    Form(fused=True),
+    Form(fused=True, cast_weights=True),
+    Form(fused=True, cast_weights=True, channels_last=True),
+    Form(fused=True, cast_weights=True, graph=True),
+    Form(fused=True, cast_weights=True, channels_last=True, graph=True),
+    Form(fused=True, cast_weights=True, channels_last=True, compiled=True),
+    Form(fused=True, cast_weights=True, channels_last=True, compiled=True, graph=True),
+)
+TRAINING_FORMS = (Form(), Form(channels_last=True), Form(channels_last=True, compiled=True))
+
+
+def get_inference_forms(precision: str) -> tuple[Form, ...]:
+    """The rows of a precision; in float32 there is nothing to cast."""
+    if precision != "float32":
+        return INFERENCE_FORMS
+    return tuple(dict.fromkeys(form._replace(cast_weights=False) for form in INFERENCE_FORMS))
+
+
+class Agreement(NamedTuple):
+    """How logits differ from the float32 ones.
+
+    Attributes:
+      max_difference: of a logit.
+      relative_difference: root mean square, in units of the float32 logits' deviation.
+      differing_pixels: share of pixels whose class is another.
+    """
+
+    max_difference: float
+    relative_difference: float
+    differing_pixels: float
+
+
+# --- What is timed. `regseg_jax.benchmark` uses these too ---
+
+
+def create_random_model(name: str, num_classes: int) -> nn.Module:
+    """A model of random weights, the same at each call; see `calibrate`."""
+    torch.manual_seed(0)
+    return calibrate(create_torch_model(name, num_classes))
+
+
+@torch.no_grad()
+def calibrate(model: nn.Module) -> nn.Module:
+    """Sets batch norm's running statistics to those of a batch of noise, and evaluation mode.
+
+    Without them the signal of random weights fades from layer to layer, and logits that are
+    the same everywhere would agree whatever the form computes.
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0
+    model.train()(torch.randn(2, 3, 128, 128))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    return model.eval()
+
+
+def create_inference(
+    model: nn.Module, form: Form, precision: str, images: Tensor
+) -> Callable[[], Tensor]:
+    """Builds what a row times: images -> logits at the images' size.
+
+    Args:
+      model: in float32, on the images' device; it stays as it is.
+      form: of the row.
+      precision: a key of `DTYPES`.
+      images: f32[B, 3, H, W].
+
+    Returns:
+      A function of nothing to the logits [B, num_classes, H, W]. On a GPU it returns before
+      they are computed, and a captured graph overwrites them at each call.
+
+    Raises:
+      ValueError: if the form needs a GPU and images are on the CPU.
+    """
+    if form.graph and not images.is_cuda:
+        raise ValueError("CUDA graphs need a GPU")
+    dtype = DTYPES[precision] if form.cast_weights else torch.float32
+    layout = torch.channels_last if form.channels_last else torch.contiguous_format
+    model = fuse_batch_norm(model) if form.fused else copy.deepcopy(model).eval()
+    model = model.to(dtype=dtype, memory_format=layout)
+    images = images.to(dtype=dtype, memory_format=layout)
+    forward = torch.compile(model) if form.compiled else model
+
+    def infer() -> Tensor:
+        with torch.inference_mode(), _autocast(images.device, precision, dtype):
+            return forward(images)
+
+    return _capture(infer) if form.graph else infer
+
+
+def create_train_step(
+    model: nn.Module, form: Form, precision: str, images: Tensor, labels: Tensor, lr: float
+) -> Callable[[], Tensor]:
+    """Builds a training step: forward, loss, backward and update, with the author's optimizer.
+
+    Args:
+      model: in float32; each step changes it.
+      form: one of `TRAINING_FORMS`.
+      precision: a key of `DTYPES`; other than float32 under autocast, float16 with a loss scale.
+      images: f32[B, 3, H, W].
+      labels: i64[B, H, W], 255 where ignored.
+      lr: the learning rate.
+
+    Returns:
+      A function of nothing that takes a step and returns the loss.
+    """
+    layout = torch.channels_last if form.channels_last else torch.contiguous_format
+    model = model.train().to(memory_format=layout)
+    images = images.to(memory_format=layout)
+    forward = torch.compile(model) if form.compiled else model
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    undecayed = [parameter for norm in norms for parameter in norm.parameters()]
+    ids = {id(parameter) for parameter in undecayed}
+    decayed = [parameter for parameter in model.parameters() if id(parameter) not in ids]
+    groups = [{"params": decayed, "weight_decay": 1e-4}, {"params": undecayed, "weight_decay": 0}]
+    optimizer = torch.optim.SGD(groups, lr=lr, momentum=0.9)
+    # A start at which no step overflows, for a skipped one has nothing to compare.
+    scaler = torch.amp.GradScaler(
+        images.device.type, init_scale=2.0**10, enabled=precision == "float16"
+    )
+
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        with _autocast(images.device, precision, torch.float32):
+            loss = F.cross_entropy(forward(images).float(), labels, ignore_index=255)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        return loss.detach()
+
+    return step
+
+
+def _autocast(
+    device: torch.device, precision: str, weights_dtype: torch.dtype
+) -> contextlib.AbstractContextManager:
+    dtype = DTYPES[precision]
+    if dtype == weights_dtype:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype)
+
+
+def _capture(infer: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # compilation and cuDNN's choices cannot be captured
+        for _ in range(3):
+            infer()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        logits = infer()
+
+    def replay() -> Tensor:
+        graph.replay()
+        return logits
+
+    return replay
+
+
+def exact_float32() -> contextlib.AbstractContextManager:
+    """Within it, convolutions compute in float32, not in TF32 as cuDNN otherwise may."""
+    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+
+
+def has_gpu() -> bool:
+    """Whether PyTorch finds a GPU."""
+    return torch.cuda.is_available()
+
+
+def tune_convolutions() -> None:
+    """Lets cuDNN try its algorithms at the first run, as sizes stay the same."""
+    torch.backends.cudnn.benchmark = True
+
+
+def to_device(array: Any, device: str) -> Tensor:
+    """A tensor of an array's values and dtype."""
+    return torch.as_tensor(array).to(device)
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits until the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class PeakMemory:
+    """What the GPU's memory holds at most, beyond what it held at the start."""
+
+    def __init__(self, device: torch.device):
+        self._device = device if device.type == "cuda" else None
+        if self._device:
+            torch.cuda.reset_peak_memory_stats(device)
+            self._start = torch.cuda.memory_allocated(device)
+
+    def read(self) -> int | None:
+        """Bytes since the start; None on the CPU."""
+        if self._device is None:
+            return None
+        return torch.cuda.max_memory_allocated(self._device) - self._start
+
+
+def describe_error(error: Exception) -> str:
+    """The first line of what went wrong."""
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+
+
+def describe_hardware(device: torch.device) -> dict[str, Any]:
+    """Names of the processor and of the GPU."""
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {"gpu": gpu, "cpu": read_cpu_name(), "torch_threads": torch.get_num_threads()}
+
+
+def read_cpu_name() -> str:
+    """The processor's name, as Linux or Python gives it."""
+    with contextlib.suppress(OSError):
+        for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def describe_versions() -> dict[str, str | None]:
+    """Versions of what PyTorch's speed depends on."""
+    cudnn = torch.backends.cudnn.version()
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "cudnn": None if cudnn is None else str(cudnn),
+    }
+
+
+# --- The benchmark ---
+
+
+def compare_logits(logits: Tensor, reference: Tensor) -> Agreement:
+    """Compares logits [B, num_classes, H, W] of any dtype with float32 ones."""
+    difference = logits.float() - reference
+    rms = difference.square().mean().sqrt() / reference.std()
+    differing = (logits.argmax(1) != reference.argmax(1)).float().mean()
+    return Agreement(difference.abs().max().item(), rms.item(), differing.item())
+
+
+def check_agreement(relative_difference: float, precision: str) -> None:
+    """Raises a ValueError if the difference is above the precision's tolerance, or no number."""
+    if not relative_difference <= TOLERANCES[precision]:
+        raise ValueError(
+            f"differs from float32 by {relative_difference:.3g} deviations of it; "
+            f"{precision} may differ by {TOLERANCES[precision]}"
+        )
+
+
+def summarize(seconds: Sequence[float]) -> dict[str, float]:
+    """Median, 5th and 95th percentile of at least two times, in milliseconds."""
+    quantiles = statistics.quantiles(seconds, n=20, method="inclusive")
+    return {
+        "median_ms": 1e3 * quantiles[9],
+        "p5_ms": 1e3 * quantiles[0],
+        "p95_ms": 1e3 * quantiles[18],
+    }
+
+
+def measure(
+    run: Callable[[], Any], device: torch.device, num_warmup: int, num_runs: int
+) -> list[float]:
+    """Seconds of each timed run, from its start until the device is done."""
+    seconds = []
+    for _ in range(num_warmup + num_runs):
+        synchronize(device)
+        start = time.perf_counter()
+        run()
+        synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    return seconds[num_warmup:]
+
+
+def benchmark_size(
+    model: nn.Module,
+    size: tuple[int, int],
+    precisions: Sequence[str],
+    num_warmup: int,
+    num_runs: int,
+    skip_compile: bool = False,
+) -> list[dict[str, Any]]:
+    """Times every form on one random image of a size, each checked before it is timed.
+
+    Args:
+      model: in float32 and evaluation mode, on the device to time.
+      size: the image's height and width.
+      precisions: keys of `DTYPES`.
+      num_warmup: runs before those that count.
+      num_runs: timed runs, at least 2.
+      skip_compile: leaves out the forms that use `torch.compile`.
+
+    Returns:
+      A row for each form: `size`, `precision`, `form` and what was measured, or `error` with
+      the reason why it could not be.
+    """
+    device = next(model.parameters()).device
+    images = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0)).to(device)
+    with exact_float32():
+        reference = create_inference(model, Form(), "float32", images)().clone()
+    rows = []
+    for precision in precisions:
+        for form in get_inference_forms(precision):
+            if form.compiled and skip_compile:
+                continue
+            row = {"size": list(size), "precision": precision, "form": str(form)}
+            try:
+                row |= _benchmark_form(
+                    model, form, precision, images, reference, num_warmup, num_runs
+                )
+            except Exception as error:  # a form that fails must not cost the others
+                row["error"] = describe_error(error)
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+            rows.append(row)
+    return rows
+
+
+def _benchmark_form(
+    model: nn.Module,
+    form: Form,
+    precision: str,
+    images: Tensor,
+    reference: Tensor,
+    num_warmup: int,
+    num_runs: int,
+) -> dict[str, Any]:
+    device = images.device
+    memory, start = PeakMemory(device), time.perf_counter()
+    infer = create_inference(model, form, precision, images)
+    logits = infer()
+    synchronize(device)
+    first_run_seconds, memory_bytes = time.perf_counter() - start, memory.read()
+    agreement = compare_logits(logits, reference)
+    check_agreement(agreement.relative_difference, precision)
+    times = summarize(measure(infer, device, num_warmup, num_runs))
+    return {
+        **times,
+        "fps": 1e3 / times["median_ms"],
+        "first_run_seconds": first_run_seconds,
+        "memory_bytes": memory_bytes,
+        **agreement._asdict(),
+    }
+
+
+def format_rows(rows: Sequence[dict[str, Any]]) -> str:
+    """The table of one size; the reasons of the rows that failed are below it."""
+    cells, reasons = [], []
+    for row in rows:
+        name = f"{row['precision']}: {row['form']}"
+        if "error" in row:
+            reasons.append(f"not timed: {name}: {row['error']}")
+            cells.append([name, *[""] * (len(HEADERS) - 1)])
+            continue
+        paper = PAPER_FPS.get(tuple(row["size"]), ("", ""))
+        memory = row["memory_bytes"]
+        cells.append(
+            [
+                *(name, *(f"{row[key]:.2f}" for key in ("median_ms", "p5_ms", "p95_ms"))),
+                *(f"{row['fps']:.1f}", *paper, f"{row['first_run_seconds']:.1f}"),
+                *("" if memory is None else f"{memory / 2**20:.0f}",),
+                *(f"{row['max_difference']:.2g}", f"{row['differing_pixels']:.3%}"),
+            ]
+        )
+    return "\n".join([format_table(HEADERS, cells), *reasons])
+
+
+def format_trtexec(size: tuple[int, int]) -> str:
+    """The command that times an ONNX file of any size with TensorRT, which is no part of this."""
+    height, width = size
+    return (
+        f"trtexec --onnx=regseg.onnx --fp16 --shapes=images:1x3x{height}x{width} "
+        "--useCudaGraph --noDataTransfers --warmUp=1000 --iterations=100 --avgRuns=100"
+    )
+
+
+def write_json(path: str | os.PathLike, content: dict[str, Any]) -> None:
+    """Writes a whole file or none."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(content, indent=1) + "\n")
+    partial.replace(path)
+
+
+def check_new(path: str | None) -> None:
+    """Raises a ValueError if there is such a file already."""
+    if path is not None and os.path.exists(path):
+        raise ValueError(f"--output={path} exists; name a new file or move the old one away")
+
+
+def describe_run(command: Sequence[str]) -> dict[str, Any]:
+    """The command, the time, and how busy the machine is."""
+    return {
+        "command": shlex.join(command),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "load_average": os.getloadavg()[0],
+    }
+
+
+def _size(text: str) -> tuple[int, int]:
+    numbers = [number.strip() for number in text.split(",")]
+    if len(numbers) != 2 or not all(number.isdecimal() and int(number) for number in numbers):
+        raise argparse.ArgumentTypeError(f"{text!r}: it must be HEIGHT,WIDTH, such as 1024,2048")
+    return int(numbers[0]), int(numbers[1])
+
+
+def _precisions(text: str) -> list[str]:
+    names = text.split(",")
+    if unknown := [name for name in names if name not in DTYPES]:
+        raise argparse.ArgumentTypeError(f"unknown {unknown}; known are {', '.join(DTYPES)}")
+    return names
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m regseg_jax.export.torch_benchmark", description=__doc__.splitlines()[0]
+    )
+    add = parser.add_argument
+    add("--weights", help="PyTorch file of `regseg_jax.export`; else random weights")
+    add("--model", default="exp48_decoder26", help="BACKBONE_DECODER, or an alias")
+    add("--num_classes", type=int, default=19, help="of the weights")
+    add("--size", type=_size, action="append", help="HEIGHT,WIDTH; may be given several times")
+    add("--precisions", type=_precisions, help="float32, bfloat16, float16; with commas between")
+    add("--num_warmup", type=int, help="untimed runs: 10 on a GPU, 2 on the CPU")
+    add("--num_runs", type=int, help="timed runs: 100 on a GPU, 10 on the CPU")
+    add("--skip_compile", action="store_true", help="leave out torch.compile, which takes minutes")
+    add("--device", choices=("cuda", "cpu"), help="the GPU where there is one")
+    add("--output", help="JSON file to write")
+    return parser.parse_args(arguments)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Runs the benchmark, prints its tables and writes its file.
+
+    Raises:
+      ValueError, OSError: for bad arguments or files.
+    """
+    check_new(arguments.output)
+    device = torch.device(arguments.device or ("cuda" if has_gpu() else "cpu"))
+    if device.type == "cuda" and not has_gpu():
+        raise ValueError("--device=cuda: PyTorch finds no GPU here; use --device=cpu")
+    on_gpu = device.type == "cuda"
+    num_warmup = (10 if on_gpu else 2) if arguments.num_warmup is None else arguments.num_warmup
+    num_runs = (100 if on_gpu else 10) if arguments.num_runs is None else arguments.num_runs
+    if num_runs < 2 or num_warmup < 0:
+        raise ValueError(f"--num_runs={num_runs} --num_warmup={num_warmup}: at least 2 and 0")
+    precisions = arguments.precisions or ["float32", "float16" if on_gpu else "bfloat16"]
+
+    if arguments.weights:
+        model = create_torch_model(arguments.model, arguments.num_classes).eval()
+        load_weights(model, load_state_dict_file(arguments.weights))
+    else:
+        model = create_random_model(arguments.model, arguments.num_classes)
+    model.to(device)
+    tune_convolutions()
+
+    content = {
+        **describe_run([*sys.orig_argv]),
+        **{"model": arguments.model, "num_classes": arguments.num_classes},
+        **{"weights": arguments.weights or "random", "batch_size": 1},
+        **{"num_warmup": num_warmup, "num_runs": num_runs},
+        **{"hardware": describe_hardware(device), "versions": describe_versions()},
+        **{"rows": [], "paper_fps_on_t4": {}, "trtexec": {}},
+    }
+    hardware, versions = content["hardware"], content["versions"]
+    print(f"{arguments.model}, {content['weights']} weights, batch 1, {num_runs} runs")
+    print(f"{hardware['gpu'] or hardware['cpu']}, {versions}")
+    if not on_gpu:
+        print("No GPU is used: these are the CPU's times, not to be compared with the paper's.")
+    for size in arguments.size or list(PAPER_FPS):
+        rows = benchmark_size(model, size, precisions, num_warmup, num_runs, arguments.skip_compile)
+        print(f"\n{size[0]} x {size[1]} (paper: FPS on a T4, mixed precision)\n{format_rows(rows)}")
+        content["rows"] += rows
+        name = f"{size[0]}x{size[1]}"
+        if size in PAPER_FPS:
+            content["paper_fps_on_t4"][name] = dict(zip(("v3", "v2"), PAPER_FPS[size], strict=True))
+        content["trtexec"][name] = format_trtexec(size)
+    print("\nTensorRT, apart from the above (the ONNX file by `python -m regseg_jax.export`):")
+    print("\n".join(content["trtexec"].values()))
+    if arguments.output:
+        write_json(arguments.output, content)
+        print(f"wrote {arguments.output}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parses the arguments and runs; an error that the user can mend is one line."""
+    try:
+        run(_parse(arguments))
+    except (ValueError, OSError) as error:
+        message = " ".join(str(error).split())
+        print(f"regseg_jax.export.torch_benchmark: error: {message}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,266 @@
+import functools
+import importlib.util
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.training.dynamic_scale import DynamicScale
+from jax import Array
+from jax.sharding import Mesh
+
+from regseg_jax.data.augment import AugmentConfig, augment, normalize
+from regseg_jax.export.torch_weights import from_torch, to_torch
+from regseg_jax.losses import cross_entropy
+from regseg_jax.models import RegSeg, create_model
+from regseg_jax.optim import create_learning_rate_fn, create_optimizer
+from regseg_jax.sharding import replicate, shard_batch
+from regseg_jax.steps import create_eval_step, create_train_step
+from regseg_jax.train_state import TrainState, create_train_state
+
+TX = create_optimizer(1e-4)
+LEARNING_RATE_FN = create_learning_rate_fn(0.05, 10, 2)
+AUGMENT_FN = functools.partial(augment, config=AugmentConfig((64, 64), 40, 90))
+
+Step = Callable[[TrainState, dict[str, Array]], tuple[TrainState, dict[str, Array]]]
+
+
+@pytest.fixture(scope="module")
+def batch() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 11, (8, 6, 8), np.uint8).repeat(8, axis=1).repeat(8, axis=2)
+    images = labels[..., None] * np.array([20, 13, 7]) + rng.integers(0, 40, (*labels.shape, 3))
+    labels[:, :5] = 255
+    return {"image": images.astype(np.uint8), "label": labels}
+
+
+@pytest.fixture(scope="module")
+def initial_state(small_model) -> TrainState:
+    """In numpy: donated steps cannot take it away."""
+    state = jax.jit(functools.partial(create_train_state, small_model, TX))(jax.random.key(0))
+    return jax.device_get(state)
+
+
+def _compile_step(model: RegSeg) -> Step:
+    """As training compiles it, but for the placement of the result."""
+    step = create_train_step(
+        model, TX, LEARNING_RATE_FN, cross_entropy, AUGMENT_FN, jax.random.key(1)
+    )
+    return jax.jit(step, donate_argnums=0)
+
+
+def _mesh(num_devices: int) -> Mesh:
+    return Mesh(np.array(jax.devices()[:num_devices]), ("data",))
+
+
+def _copy(state: TrainState, mesh: Mesh | None = None) -> TrainState:
+    return replicate(jax.tree.map(np.copy, state), mesh or _mesh(1))
+
+
+def _run(step: Step, state: TrainState, batch: dict[str, Array], num_steps: int) -> Any:
+    """The last state and the metrics of each step."""
+    history = []
+    for _ in range(num_steps):
+        state, metrics = step(state, batch)
+        history.append(jax.device_get(metrics))
+    return state, history
+
+
+@pytest.fixture(scope="module")
+def step(small_model) -> Step:
+    """In float32."""
+    return _compile_step(small_model)
+
+
+@pytest.fixture(scope="module")
+def on_one_device(step, initial_state, batch) -> Any:
+    return _run(step, _copy(initial_state), shard_batch(batch, _mesh(1)), 3)
+
+
+def _flat(tree: Any) -> np.ndarray:
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(jax.device_get(tree))])
+
+
+def test_initial_state(small_model, initial_state):
+    assert initial_state.step == 0
+    assert initial_state.dynamic_scale is None
+    assert initial_state.variables.keys() == {"params", "batch_stats"}
+    assert {leaf.dtype for leaf in jax.tree.leaves(initial_state.variables)} == {np.dtype("f4")}
+    half = jax.eval_shape(
+        lambda: create_train_state(small_model.clone(dtype=jnp.float16), TX, jax.random.key(0))
+    )
+    assert half.dynamic_scale.scale.shape == ()
+    assert {leaf.dtype for leaf in jax.tree.leaves(half.variables)} == {np.dtype("f4")}
+
+
+def test_a_step_changes_what_it_should(initial_state, on_one_device):
+    state, history = on_one_device
+    assert state.step == 3
+    assert history[0].keys() == {"loss", "learning_rate", "grad_norm", "loss_scale", "skipped"}
+    rates = [metrics["learning_rate"] for metrics in history]
+    np.testing.assert_allclose(rates, [LEARNING_RATE_FN(i) for i in range(3)], rtol=1e-6)
+    assert all(metrics["loss_scale"] == 1 and not metrics["skipped"] for metrics in history)
+    assert all(metrics["grad_norm"] > 0 for metrics in history)
+    assert 1 < history[0]["loss"] < 4  # ln 11 = 2.4 for a network that knows nothing
+    for new, old in zip(
+        jax.tree.leaves(state.variables), jax.tree.leaves(initial_state.variables), strict=True
+    ):
+        assert (np.asarray(new) != old).any()
+
+
+@pytest.mark.parametrize("num_devices", [2, 8])
+def test_same_steps_on_any_number_of_devices(
+    step, initial_state, batch, on_one_device, num_devices
+):
+    mesh = _mesh(num_devices)
+    state, history = _run(step, _copy(initial_state, mesh), shard_batch(batch, mesh), 3)
+    expected_state, expected_history = on_one_device
+    np.testing.assert_allclose(
+        [metrics["loss"] for metrics in history],
+        [metrics["loss"] for metrics in expected_history],
+        rtol=1e-5,
+    )
+    params, expected = _flat(state.params), _flat(expected_state.params)
+    assert np.linalg.norm(params - expected) < 1e-4 * np.linalg.norm(
+        expected - _flat(initial_state.params)
+    )
+    np.testing.assert_allclose(
+        _flat(state.batch_stats), _flat(expected_state.batch_stats), rtol=1e-3, atol=1e-5
+    )
+    assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state.params))
+
+
+def test_the_state_is_donated(step, initial_state, batch, on_one_device):
+    state = _copy(initial_state)
+    next_state, metrics = step(state, shard_batch(batch, _mesh(1)))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
+    assert np.isfinite(_flat(next_state)).all()
+    assert metrics["loss"] == on_one_device[1][0]["loss"]
+
+
+def test_bfloat16_is_near_float32(small_model, initial_state, batch, on_one_device):
+    step = _compile_step(small_model.clone(dtype=jnp.bfloat16))
+    state, history = _run(step, _copy(initial_state), shard_batch(batch, _mesh(1)), 3)
+    losses = [metrics["loss"] for metrics in history]
+    expected = [metrics["loss"] for metrics in on_one_device[1]]
+    np.testing.assert_allclose(losses, expected, rtol=0.02)
+    assert not np.array_equal(losses, expected)  # it was another precision
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {np.dtype("f4")}
+
+
+@pytest.fixture(scope="module")
+def half_step(small_model) -> Step:
+    return _compile_step(small_model.clone(dtype=jnp.float16))
+
+
+def _with_scale(state: TrainState, scale: float) -> TrainState:
+    dynamic_scale = DynamicScale(fin_steps=jnp.int32(5), scale=jnp.float32(scale))
+    return jax.device_get(state.replace(dynamic_scale=dynamic_scale))
+
+
+def test_float16_is_near_float32(half_step, initial_state, batch, on_one_device):
+    state = _with_scale(initial_state, 2.0**10)
+    state, history = _run(half_step, _copy(state), shard_batch(batch, _mesh(1)), 3)
+    assert not any(metrics["skipped"] for metrics in history)
+    assert all(metrics["loss_scale"] == 2**10 for metrics in history)
+    assert state.dynamic_scale.fin_steps == 8
+    for key, tolerance in (("loss", 0.005), ("grad_norm", 0.05)):
+        np.testing.assert_allclose(
+            [metrics[key] for metrics in history],
+            [metrics[key] for metrics in on_one_device[1]],
+            rtol=tolerance,
+        )
+
+
+def test_overflow_changes_nothing_but_scale_and_step(half_step, initial_state, batch):
+    batch = shard_batch(batch, _mesh(1))
+    # From a state with momentum, not from the zeros of the start.
+    state, _ = half_step(_copy(_with_scale(initial_state, 2.0**10)), batch)
+    state = _with_scale(jax.device_get(state), 2.0**100)
+    next_state, metrics = half_step(_copy(state), batch)
+    assert metrics["skipped"]
+    assert next_state.step == state.step + 1 == 2
+    assert next_state.dynamic_scale.scale == metrics["loss_scale"] == 2.0**99
+    assert next_state.dynamic_scale.fin_steps == 0
+    for name in ("params", "batch_stats", "opt_state"):
+        old, new = (jax.tree.leaves(getattr(s, name)) for s in (state, next_state))
+        assert len(old) > 10
+        for a, b in zip(old, new, strict=True):
+            assert a.tobytes() == np.asarray(b).tobytes()
+    # It recovers: with a scale that fits, the next step is taken.
+    state, metrics = half_step(_copy(_with_scale(next_state, 2.0**8)), batch)
+    assert not metrics["skipped"]
+    assert np.isfinite(_flat(state)).all()
+
+
+def test_eval_step_scores_at_the_labels_size_and_ignores(small_model, initial_state, batch):
+    def preprocess(images: Array) -> Array:
+        return normalize(images[:, ::2, ::2])  # the model sees another size than the labels'
+
+    eval_step = jax.jit(create_eval_step(small_model, preprocess))
+    predictions, matrix = eval_step(initial_state.variables, batch)
+    labels = batch["label"]
+    assert predictions.shape == labels.shape
+    assert predictions.dtype == jnp.uint8
+    expected = np.zeros((11, 11), int)
+    scored = labels != 255
+    np.add.at(expected, (labels[scored], np.asarray(predictions)[scored]), 1)
+    np.testing.assert_array_equal(matrix.matrix, expected)
+    assert matrix.matrix.sum() == scored.sum() < labels.size
+
+    # Sharded, with a whole image ignored, as evaluation's fillers are.
+    filled = batch | {"label": labels.copy()}
+    filled["label"][-1] = 255
+    _, sharded = eval_step(
+        replicate(initial_state.variables, _mesh(8)), shard_batch(filled, _mesh(8))
+    )
+    assert sharded.matrix.sum() == (filled["label"] != 255).sum()
+
+
+def _load_fill(golden_dir: pathlib.Path) -> Any:
+    spec = importlib.util.spec_from_file_location("fill", golden_dir / "fill.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_six_steps_as_the_author(golden_dir):
+    """Loss and parameters of six steps of the author's training code, float32."""
+    golden = np.load(golden_dir / "training.npz")
+    fill = _load_fill(golden_dir)
+    shapes = json.loads((golden_dir / "state_dicts.json").read_text())["exp48_decoder26"]
+    model = create_model("exp48_decoder26", 19)
+    variables = from_torch(
+        {name: fill.fill(name, tuple(shape)) for name, shape in shapes.items()}, model
+    )
+    images, labels = fill.inputs()
+    batch = {
+        "image": images["odd"].transpose(0, 2, 3, 1)[:, :192, :256],  # normalised already
+        "label": labels[:, :192, :256].astype(np.int32),
+    }
+    state = TrainState(
+        step=jnp.int32(0),
+        params=variables["params"],
+        batch_stats=variables["batch_stats"],
+        opt_state=TX.init(variables["params"]),
+    )
+    step = jax.jit(
+        create_train_step(
+            model,
+            TX,
+            create_learning_rate_fn(0.05, 10, 3),
+            cross_entropy,
+            lambda images, labels, rng: (images, labels),
+            jax.random.key(0),
+        )
+    )
+    state, history = _run(step, state, batch, 6)
+    losses = [metrics["loss"] for metrics in history]
+    np.testing.assert_allclose(losses, golden["ce_f32_losses"], atol=2e-3)
+    arrays = to_torch(state.variables)
+    norms = [np.linalg.norm(arrays[name]) for name in golden["param_names"]]
+    np.testing.assert_allclose(norms, golden["ce_f32_param_norms"], rtol=0.02)
