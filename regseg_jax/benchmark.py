@@ -9,19 +9,14 @@ timed. PyTorch is needed for `torch` among the backends only.
 import contextlib
 import copy
 import dataclasses
-import datetime
 import functools
 import gc
 import importlib.metadata
 import importlib.util
-import json
 import os
-import pathlib
 import platform
 import re
-import shlex
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -40,6 +35,15 @@ from regseg_jax.models import RegSeg, create_model
 from regseg_jax.optim import create_optimizer
 from regseg_jax.steps import create_train_step
 from regseg_jax.tables import format_table
+from regseg_jax.timing import (
+    check_difference,
+    check_new,
+    describe_error,
+    describe_run,
+    read_cpu_name,
+    summarize,
+    write_json,
+)
 from regseg_jax.train_state import create_train_state
 
 BACKENDS = ("jax", "torch")
@@ -67,7 +71,7 @@ _PEAKS = (
 
 # Largest difference to float32, root mean square in units of the deviation: of the logits, or of
 # the parameters' first update. A mistake gives about 1, rounding a small part of these.
-_TOLERANCES = {
+TOLERANCES = {
     "inference": {"float32": 0.02, "bfloat16": 0.3, "float16": 0.1},
     "train": {"float32": 0.05, "bfloat16": 0.7, "float16": 0.4},
 }
@@ -357,7 +361,9 @@ def measure_rows(rows: Sequence[Row], workload: Workload, reference: np.ndarray,
         with _report_failure(row):
             prepared = row.prepare()
             row.results |= compare(prepared.output, reference, workload.mode)
-            check_difference(row.results["relative_difference"], workload.mode, row.precision)
+            check_difference(
+                row.results["relative_difference"], TOLERANCES[workload.mode][row.precision]
+            )
             row.prepared = dataclasses.replace(prepared, output=np.zeros(0))  # frees memory
         gc.collect()
     for turn in range(_NUM_WARMUP + num_runs):
@@ -384,8 +390,7 @@ def _report_failure(row: Row):
     try:
         yield
     except Exception as error:  # out of memory, say: one row must not cost the others
-        first_line = f"{type(error).__name__}: {error}".splitlines()[0]
-        row.results, row.prepared = {"error": first_line[:200]}, None
+        row.results, row.prepared = {"error": describe_error(error)}, None
 
 
 def compare(output: np.ndarray, reference: np.ndarray, mode: str) -> dict[str, float]:
@@ -405,25 +410,12 @@ def compare(output: np.ndarray, reference: np.ndarray, mode: str) -> dict[str, f
     return agreement
 
 
-def check_difference(relative_difference: float, mode: str, precision: str) -> None:
-    """Raises a ValueError if the difference is beyond rounding, or no number."""
-    tolerance = _TOLERANCES[mode][precision]
-    if not relative_difference <= tolerance:
-        raise ValueError(
-            f"differs from float32 by {relative_difference:.3g} deviations of it; "
-            f"{precision} may differ by {tolerance}"
-        )
-
-
 def _summarize(row: Row, workload: Workload, baseline: float | None) -> dict[str, Any]:
-    quantiles = statistics.quantiles(row.seconds, n=20, method="inclusive")
-    median = quantiles[9]
+    median = statistics.median(row.seconds)
     peak = find_peak(jax.devices()[0].device_kind, row.precision)
     return {
         "compile_seconds": row.prepared.compile_seconds,
-        "median_ms": 1e3 * median,
-        "p5_ms": 1e3 * quantiles[0],
-        "p95_ms": 1e3 * quantiles[18],
+        **summarize(row.seconds),
         "images_per_second": workload.images.shape[0] / median,
         "ratio_to_torch": None if baseline is None else median / baseline,
         "memory_bytes": row.prepared.memory_bytes,
@@ -487,28 +479,18 @@ def describe_environment(backends: Sequence[str]) -> dict[str, Any]:
     """The command, the time, the hardware, and the versions."""
     packages = ["jax", "jaxlib", "flax", "numpy", *(["torch"] if "torch" in backends else [])]
     return {
-        "command": shlex.join(sys.orig_argv),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **describe_run(),
         "hardware": {
             "jax_device": jax.devices()[0].device_kind,
             "torch_device": get_torch_device(backends) if "torch" in backends else None,
-            "cpu": _read_cpu_name(),
+            "cpu": read_cpu_name(),
             "cpu_count": os.cpu_count(),
-            "load_average": os.getloadavg()[0],
         },
         "versions": {
             "python": platform.python_version(),
             **{package: importlib.metadata.version(package) for package in packages},
         },
     }
-
-
-def _read_cpu_name() -> str:
-    with contextlib.suppress(OSError):
-        for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def benchmark(
@@ -564,9 +546,7 @@ def main(argv: Sequence[str]) -> None:
         raise ValueError(
             f"--batch_size={values.batch_size} --num_runs={values.num_runs}: at least 1 and 2"
         )
-    output = values.output and pathlib.Path(values.output)
-    if output and output.exists():
-        raise ValueError(f"--output={output} exists; name a new file or move the old one away")
+    check_new(values.output)
     if "torch" in backends and importlib.util.find_spec("torch") is None:
         raise ValueError("PyTorch is not installed: pip install torch, or --backends=jax")
 
@@ -582,12 +562,9 @@ def main(argv: Sequence[str]) -> None:
         tb.tune_convolutions()
         torch_model = tb.create_random_model(values.model, values.num_classes)
     result = benchmark(workload, backends, precisions, values.num_runs, torch_model)
-    if output:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        partial = output.with_name(f"{output.name}.partial")
-        partial.write_text(json.dumps(result, indent=1) + "\n")
-        partial.replace(output)
-        print(f"wrote {output}")
+    if values.output:
+        write_json(values.output, result)
+        print(f"wrote {values.output}")
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def create_train_step(
         metrics = {
             "loss": loss,
             "learning_rate": learning_rate,
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
             "loss_scale": dynamic_scale.scale if dynamic_scale else jnp.float32(1),
             "skipped": ~is_finite,
         }

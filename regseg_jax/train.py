@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import json
 import math
 import os
 import pathlib
@@ -21,6 +22,7 @@ from regseg_jax.data.augment import augment
 from regseg_jax.data.pipeline import ProcessShare, create_train_iterator
 from regseg_jax.data.sampling import ShuffledEpochs
 from regseg_jax.data.sources import Source, check_source
+from regseg_jax.environment import describe_environment
 from regseg_jax.evaluate import Evaluation, evaluate, format_scores, jit_eval_step, named_scores
 from regseg_jax.metric_writer import METRICS_FILE, MetricWriter, read_metrics
 from regseg_jax.progress import ProgressBar
@@ -58,6 +60,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Evaluation | None:
     sampler = ShuffledEpochs(len(train_source), config.global_batch_size, config.seed)
     if is_main_process():
         is_new = config_lib.claim_workdir(config, workdir)
+        environment = json.dumps(describe_environment(), indent=1)
+        (pathlib.Path(workdir) / "environment.json").write_text(environment)
         if is_new and config.data.check and config.data.source != "synthetic":
             _check(train_source, "checking the training images")
             _check(eval_source, "checking the evaluation images")

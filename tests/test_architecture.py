@@ -77,7 +77,7 @@ LAYERS = {
 # Packages that stay in few places, so that they can be replaced there.
 PLACES = {
     "orbax": ("checkpoint",),
-    "ml_collections": ("train", "evaluate", "config", "run", "main", "search"),
+    "ml_collections": ("train", "evaluate", "config", "run", "main", "import_torch", "search"),
     "torch": ("export",),
     "onnx": ("export",),
     "onnxruntime": ("export",),
@@ -87,7 +87,7 @@ PLACES = {
 }
 
 # Whole parts that nothing else needs, and the commands that may use them.
-LEAVES = {"search": ("search",), "export": ("export", "benchmark")}
+LEAVES = {"search": ("search",), "export": ("export", "import_torch", "benchmark")}
 
 
 def test_the_reader_sees_every_form_of_import():

@@ -40,9 +40,21 @@ def batch() -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def initial_state(small_model) -> TrainState:
-    """In numpy: donated steps cannot take it away."""
-    state = jax.jit(functools.partial(create_train_state, small_model, TX))(jax.random.key(0))
-    return jax.device_get(state)
+    """As `create_train_state` makes it, in numpy: nothing to compile, and no step can donate it."""
+    shapes = jax.eval_shape(lambda: create_train_state(small_model, TX, jax.random.key(0)))
+    rng = np.random.default_rng(0)
+
+    def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        if path[-1].key in ("scale", "var"):
+            return np.ones(leaf.shape, leaf.dtype)
+        if path[-1].key != "kernel":
+            return np.zeros(leaf.shape, leaf.dtype)
+        bound = np.prod(leaf.shape[:3]) ** -0.5
+        return rng.uniform(-bound, bound, leaf.shape).astype(leaf.dtype)
+
+    variables = jax.tree_util.tree_map_with_path(draw, shapes.variables)
+    opt_state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes.opt_state)
+    return TrainState(np.int32(0), **variables, opt_state=opt_state)
 
 
 def _compile_step(model: RegSeg) -> Step:
@@ -85,15 +97,15 @@ def _flat(tree: Any) -> np.ndarray:
     return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(jax.device_get(tree))])
 
 
-def test_initial_state(small_model, initial_state):
-    assert initial_state.step == 0
-    assert initial_state.dynamic_scale is None
-    assert initial_state.variables.keys() == {"params", "batch_stats"}
-    assert {leaf.dtype for leaf in jax.tree.leaves(initial_state.variables)} == {np.dtype("f4")}
-    half = jax.eval_shape(
-        lambda: create_train_state(small_model.clone(dtype=jnp.float16), TX, jax.random.key(0))
-    )
+def test_shapes_of_the_initial_state(small_model):
+    def shapes(model: RegSeg) -> TrainState:
+        return jax.eval_shape(lambda: create_train_state(model, TX, jax.random.key(0)))
+
+    full, half = shapes(small_model), shapes(small_model.clone(dtype=jnp.float16))
+    assert full.step.dtype == jnp.int32
+    assert full.dynamic_scale is None
     assert half.dynamic_scale.scale.shape == ()
+    assert full.variables == half.variables  # kept in float32 whatever the computation's dtype
     assert {leaf.dtype for leaf in jax.tree.leaves(half.variables)} == {np.dtype("f4")}
 
 
@@ -201,24 +213,22 @@ def test_eval_step_scores_at_the_labels_size_and_ignores(small_model, initial_st
     def preprocess(images: Array) -> Array:
         return normalize(images[:, ::2, ::2])  # the model sees another size than the labels'
 
+    labels = batch["label"].copy()
+    labels[-1] = 255  # a whole image, as evaluation's fillers are
     eval_step = jax.jit(create_eval_step(small_model, preprocess))
-    predictions, matrix = eval_step(initial_state.variables, batch)
-    labels = batch["label"]
+    mesh = _mesh(8)
+    predictions, matrix = eval_step(
+        replicate(initial_state.variables, mesh),
+        shard_batch({"image": batch["image"], "label": labels}, mesh),
+    )
     assert predictions.shape == labels.shape
     assert predictions.dtype == jnp.uint8
+    assert len(np.unique(predictions)) > 1
     expected = np.zeros((11, 11), int)
     scored = labels != 255
     np.add.at(expected, (labels[scored], np.asarray(predictions)[scored]), 1)
     np.testing.assert_array_equal(matrix.matrix, expected)
     assert matrix.matrix.sum() == scored.sum() < labels.size
-
-    # Sharded, with a whole image ignored, as evaluation's fillers are.
-    filled = batch | {"label": labels.copy()}
-    filled["label"][-1] = 255
-    _, sharded = eval_step(
-        replicate(initial_state.variables, _mesh(8)), shard_batch(filled, _mesh(8))
-    )
-    assert sharded.matrix.sum() == (filled["label"] != 255).sum()
 
 
 def _load_fill(golden_dir: pathlib.Path) -> Any:

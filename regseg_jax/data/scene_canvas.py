@@ -24,7 +24,7 @@ from regseg_jax.data.classes import CAMVID
 ) = range(CAMVID.num_classes)
 
 NEAR, FAR = 1.2, 60.0  # metres: where the lots begin and end
-BUILT_UP = 25.0  # metres: all lots beyond hold buildings
+BUILT_UP = 18.0  # metres: all lots beyond hold buildings
 DETAILED = 20.0  # metres: windows and slats beyond are too small to see
 
 Color = tuple[float, float, float]
@@ -50,8 +50,8 @@ class Camera:
         return cls(
             height=height,
             width=width,
-            horizon=height * rng.uniform(0.36, 0.54),
-            vanishing=width * rng.uniform(0.36, 0.64),
+            horizon=height * rng.uniform(0.38, 0.5),
+            vanishing=width * rng.uniform(0.4, 0.6),
             focal=width * rng.uniform(0.68, 0.9),
             altitude=rng.uniform(1.3, 2.0),
             offset=rng.uniform(-1.5, 1.5),

@@ -47,7 +47,7 @@ def paint_backdrop(painter: Painter, rng: np.random.Generator) -> None:
         width = camera.width * rng.uniform(0.12, 0.3)
         top = camera.horizon - camera.height * rng.uniform(0.02, 0.1)
         if rng.random() < 0.75:
-            color = dull_color(rng)
+            color = _facade_color(rng)
             painter.rectangle(x, top, x + width, bottom, color, FAR, BUILDING)
             painter.rectangle(x, top, x + width, top + 2, shaded(color, 0.6), FAR)
         else:
@@ -63,10 +63,8 @@ def paint_backdrop(painter: Painter, rng: np.random.Generator) -> None:
 def paint_ground(painter: Painter, street: Street, rng: np.random.Generator) -> None:
     """Road with markings; paved ground on both sides of it, which is all sidewalk."""
     half = street.half_width
-    road = dull_color(rng, 60, 150, 12)
-    paving = dull_color(rng, 70, 190, 16)
-    if abs(sum(paving) - sum(road)) < 120:
-        paving = contrasting(road, rng)
+    road = dull_color(rng, 50, 120, 10)
+    paving = dull_color(rng, 130, 220, 14)
     camera = painter.camera
     painter.rectangle(0, camera.horizon + 2, camera.width, camera.height, paving, 20.0, SIDEWALK)
     for side in (-1, 1):
@@ -114,16 +112,16 @@ def paint_lots(painter: Painter, street: Street, side: int, rng: np.random.Gener
     x = side * (street.half_width + street.sidewalks[side])
     edges = [NEAR]
     while edges[-1] < FAR:
-        edges.append(edges[-1] + rng.uniform(7, 13))
+        edges.append(edges[-1] + rng.uniform(9, 15))
     built_up = rng.uniform(0.2, 0.7)
     fence_color, fence_height = _fence_color(rng), rng.uniform(1.7, 2.5)
     for near, far in zip(edges[-2::-1], edges[:0:-1], strict=True):
         if near > BUILT_UP or rng.random() < built_up:
             _paint_building(painter, x, (near, far), rng)
             continue
-        if rng.random() < 0.5:
+        if rng.random() < 0.7:
             _paint_building(painter, x + side * rng.uniform(4, 8), (near, far), rng)
-        if rng.random() < 0.8:
+        if rng.random() < 0.5:
             z = max((near + far) / 2, 5.0)
             paint_tree(painter, x + side * rng.uniform(1.5, 3), z, rng)
         _paint_fence(painter, x, fence_height, (near, far), fence_color)
@@ -134,7 +132,7 @@ def _paint_building(
 ) -> None:
     """A front along the road with rows of windows, and the gable that faces the camera."""
     side = 1 if x > 0 else -1
-    top, color = rng.uniform(3.5, 13), dull_color(rng)
+    top, color = rng.uniform(5, 13), _facade_color(rng)
     trim, glass = contrasting(color, rng), dull_color(rng, 30, 190)
     gable, gable_x, gable_z = (
         shaded(color, rng.uniform(0.65, 0.95)),
@@ -163,6 +161,12 @@ def _paint_building(
         painter.wall((x, x), (y, y + 1.3), (near, near + 0.48 * pitch), glass)
     if poster:  # it looks like a sign, and is none
         painter.wall((x, x), (1.6, 2.9), (z[0] + pitch, z[0] + pitch + 1.2), poster_color)
+
+
+def _facade_color(rng: np.random.Generator) -> Color:
+    """Mostly brick or plaster, sometimes any grey."""
+    tint = (26, -2, -24) if rng.random() < 0.8 else (0, 0, 0)
+    return tinted(dull_color(rng, 60, 200, 14), tint)
 
 
 def _windows(top: float, storey: float, columns: int) -> list[tuple[float, int]]:

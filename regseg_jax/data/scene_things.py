@@ -35,19 +35,19 @@ def paint_things(painter: Painter, street: Street, rng: np.random.Generator) -> 
     def random_side() -> int:
         return 1 if rng.random() < 0.5 else -1
 
-    for _ in range(rng.integers(0, 3)):
-        place(paint_tree, random_side() * (half + rng.uniform(0.5, 1.2)), 2.5)
+    for _ in range(rng.integers(0, 2)):
+        place(paint_tree, random_side() * (half + rng.uniform(0.5, 1.2)), 1.5)
     for _ in range(rng.integers(2, 4)):
-        place(_paint_pole, random_side() * (half + rng.uniform(0.3, 0.7)), 1.5)
-    for _ in range(rng.integers(1, 4)):
+        place(_paint_pole, random_side() * (half + rng.uniform(0.3, 0.7)), 1.15)
+    for _ in range(rng.integers(1, 3)):
         x = random_side() * (half - 1.1 if rng.random() < 0.6 else rng.uniform(0.8, half - 1))
-        place(_paint_car, x, 2.2)
-    for _ in range(rng.integers(2, 5)):
+        place(_paint_car, x, 1.5)
+    for _ in range(rng.integers(1, 4)):
         side = random_side()
         x = side * (half + rng.uniform(0.5, min(street.sidewalks[side], 2.5) - 0.3))
-        place(_paint_pedestrian, rng.uniform(-half, half) if rng.random() < 0.25 else x, 1.4)
+        place(_paint_pedestrian, rng.uniform(-half, half) if rng.random() < 0.25 else x, 1.15)
     for _ in range(rng.integers(1, 3)):
-        place(_paint_bicyclist, rng.uniform(-half + 0.6, half - 0.6), 1.6)
+        place(_paint_bicyclist, rng.uniform(-half + 0.6, half - 0.6), 1.3)
     for z, x, paint in sorted(things, key=lambda thing: -thing[0]):
         paint(painter, x, z, rng)
 
@@ -102,7 +102,7 @@ def _paint_pole(painter: Painter, x: float, z: float, rng: np.random.Generator) 
     column, foot = painter.camera.project(x, 0, z)
     carries_sign = rng.random() < 0.7
     height = rng.uniform(2.8, 3.4) if carries_sign else rng.uniform(4.0, 8.0)
-    width = max(rng.uniform(0.26, 0.36) * scale, 0.02 * painter.camera.width)
+    width = max(rng.uniform(0.34, 0.44) * scale, 0.03 * painter.camera.width)
     top = foot - height * scale
     color = dull_color(rng, 90, 220, 12)
     painter.rectangle(column - width / 2, top, column + width / 2, foot, color, z, POLE)

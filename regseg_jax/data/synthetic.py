@@ -123,10 +123,10 @@ def _photograph(image: Image.Image, label: np.ndarray, rng: np.random.Generator)
     blotches = rng.uniform(-1, 1, (24, 32)).astype(np.float32)
     light = rng.uniform(-1, 1, (3, 4)).astype(np.float32) * rng.uniform(0, 0.3)
     coarse = _enlarge(blotches, height, width) * _BLOTCHES[label] + _enlarge(light, height, width)
-    cast = (rng.uniform(0.7, 1.15) * rng.uniform(0.88, 1.12, 3)).astype(np.float32)
+    cast = (rng.uniform(0.75, 1.15) * rng.uniform(0.94, 1.06, 3)).astype(np.float32)
     offset = np.float32(rng.uniform(-10, 35))
-    blur = rng.uniform(0, 0.6) * height / 120
-    noise = np.float32(rng.uniform(2, 7))
+    blur = rng.uniform(0, 0.4) * height / 120
+    noise = np.float32(rng.uniform(1, 5))
     grain = rng.random((height, width), np.float32) * 2 - 1
     if blur > 0.1:
         image = image.filter(ImageFilter.BoxBlur(blur))

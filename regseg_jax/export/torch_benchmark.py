@@ -10,13 +10,7 @@ upsampling to the image's size included, 10 warm-up and 100 timed runs, each syn
 import argparse
 import contextlib
 import copy
-import datetime
-import json
-import os
-import pathlib
 import platform
-import shlex
-import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -33,6 +27,15 @@ from regseg_jax.export.torch_model import (
     load_weights,
 )
 from regseg_jax.tables import format_table
+from regseg_jax.timing import (
+    check_difference,
+    check_new,
+    describe_error,
+    describe_run,
+    read_cpu_name,
+    summarize,
+    write_json,
+)
 
 # Frames per second on a T4, version 3 and version 2 of the paper, by image size.
 PAPER_FPS = {(1024, 2048): (37, 30), (720, 960): (112, 70)}
@@ -274,24 +277,10 @@ class PeakMemory:
         return torch.cuda.max_memory_allocated(self._device) - self._start
 
 
-def describe_error(error: Exception) -> str:
-    """The first line of what went wrong."""
-    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
-
-
 def describe_hardware(device: torch.device) -> dict[str, Any]:
     """Names of the processor and of the GPU."""
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {"gpu": gpu, "cpu": read_cpu_name(), "torch_threads": torch.get_num_threads()}
-
-
-def read_cpu_name() -> str:
-    """The processor's name, as Linux or Python gives it."""
-    with contextlib.suppress(OSError):
-        for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def describe_versions() -> dict[str, str | None]:
@@ -314,25 +303,6 @@ def compare_logits(logits: Tensor, reference: Tensor) -> Agreement:
     rms = difference.square().mean().sqrt() / reference.std()
     differing = (logits.argmax(1) != reference.argmax(1)).float().mean()
     return Agreement(difference.abs().max().item(), rms.item(), differing.item())
-
-
-def check_agreement(relative_difference: float, precision: str) -> None:
-    """Raises a ValueError if the difference is above the precision's tolerance, or no number."""
-    if not relative_difference <= TOLERANCES[precision]:
-        raise ValueError(
-            f"differs from float32 by {relative_difference:.3g} deviations of it; "
-            f"{precision} may differ by {TOLERANCES[precision]}"
-        )
-
-
-def summarize(seconds: Sequence[float]) -> dict[str, float]:
-    """Median, 5th and 95th percentile of at least two times, in milliseconds."""
-    quantiles = statistics.quantiles(seconds, n=20, method="inclusive")
-    return {
-        "median_ms": 1e3 * quantiles[9],
-        "p5_ms": 1e3 * quantiles[0],
-        "p95_ms": 1e3 * quantiles[18],
-    }
 
 
 def measure(
@@ -409,7 +379,7 @@ def _benchmark_form(
     synchronize(device)
     first_run_seconds, memory_bytes = time.perf_counter() - start, memory.read()
     agreement = compare_logits(logits, reference)
-    check_agreement(agreement.relative_difference, precision)
+    check_difference(agreement.relative_difference, TOLERANCES[precision])
     times = summarize(measure(infer, device, num_warmup, num_runs))
     return {
         **times,
@@ -449,30 +419,6 @@ def format_trtexec(size: tuple[int, int]) -> str:
         f"trtexec --onnx=regseg.onnx --fp16 --shapes=images:1x3x{height}x{width} "
         "--useCudaGraph --noDataTransfers --warmUp=1000 --iterations=100 --avgRuns=100"
     )
-
-
-def write_json(path: str | os.PathLike, content: dict[str, Any]) -> None:
-    """Writes a whole file or none."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    partial.replace(path)
-
-
-def check_new(path: str | None) -> None:
-    """Raises a ValueError if there is such a file already."""
-    if path is not None and os.path.exists(path):
-        raise ValueError(f"--output={path} exists; name a new file or move the old one away")
-
-
-def describe_run(command: Sequence[str]) -> dict[str, Any]:
-    """The command, the time, and how busy the machine is."""
-    return {
-        "command": shlex.join(command),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "load_average": os.getloadavg()[0],
-    }
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -533,7 +479,7 @@ def run(arguments: argparse.Namespace) -> None:
     tune_convolutions()
 
     content = {
-        **describe_run([*sys.orig_argv]),
+        **describe_run(),
         **{"model": arguments.model, "num_classes": arguments.num_classes},
         **{"weights": arguments.weights or "random", "batch_size": 1},
         **{"num_warmup": num_warmup, "num_runs": num_runs},

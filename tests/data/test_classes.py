@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from regseg_jax.data.classes import CAMVID, IGNORE_LABEL
+from regseg_jax.data.classes import CAMVID, CITYSCAPES, IGNORE_LABEL
 from regseg_jax.data.sources import load_camvid
 
 # The order of the SegNet edition's label values.
@@ -22,10 +22,19 @@ SEGNET_ORDER = (
 )
 
 
-def test_camvid_has_a_row_for_each_class():
-    assert CAMVID.num_classes == 11
-    assert len(CAMVID.class_names) == len(CAMVID.colors) == len(CAMVID.label_ids) == 11
-    assert len(set(CAMVID.class_names)) == 11
+@pytest.mark.parametrize(("table", "num_classes"), [(CAMVID, 11), (CITYSCAPES, 19)])
+def test_a_row_for_each_class_and_no_value_twice(table, num_classes):
+    assert table.num_classes == num_classes
+    assert len(table.class_names) == len(set(table.class_names)) == num_classes
+    assert len(table.colors) == len(set(table.colors)) == num_classes
+    assert len(table.label_ids) == num_classes
+    values = table.label_ids + table.ignored_label_ids
+    assert len(set(values)) == len(values)
+    assert not set(table.colors) & set(table.ignored_colors)
+
+
+def test_cityscapes_knows_every_label_id():
+    assert set(CITYSCAPES.label_ids + CITYSCAPES.ignored_label_ids) == {*range(34), IGNORE_LABEL}
 
 
 def test_camvid_training_ids_have_the_order_of_the_full_size_protocol():

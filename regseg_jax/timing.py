@@ -1,0 +1,67 @@
+"""What the two benchmarks share. Imports Python's own modules alone, for one runs without JAX."""
+
+import contextlib
+import datetime
+import json
+import os
+import pathlib
+import platform
+import shlex
+import statistics
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+
+def summarize(seconds: Sequence[float]) -> dict[str, float]:
+    """Median, 5th and 95th percentile of at least two times, in milliseconds."""
+    quantiles = statistics.quantiles(seconds, n=20, method="inclusive")
+    median, p5, p95 = (1e3 * quantiles[i] for i in (9, 0, 18))
+    return {"median_ms": median, "p5_ms": p5, "p95_ms": p95}
+
+
+def check_difference(relative_difference: float, tolerance: float) -> None:
+    """Raises a ValueError if a difference to float32 is beyond rounding, or no number."""
+    if not relative_difference <= tolerance:
+        raise ValueError(
+            f"differs from float32 by {relative_difference:.3g} deviations; "
+            f"rounding explains {tolerance}"
+        )
+
+
+def describe_error(error: Exception) -> str:
+    """The first line of what went wrong."""
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+
+
+def describe_run() -> dict[str, Any]:
+    """The command that runs, the time, and how busy the machine is."""
+    return {
+        "command": shlex.join(sys.orig_argv),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "load_average": os.getloadavg()[0],
+    }
+
+
+def read_cpu_name() -> str:
+    """The processor's name, as Linux or Python gives it."""
+    with contextlib.suppress(OSError):
+        for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def check_new(path: str | None) -> None:
+    """Raises a ValueError if there is such a file already."""
+    if path is not None and os.path.exists(path):
+        raise ValueError(f"--output={path} exists; name a new file or move the old one away")
+
+
+def write_json(path: str | os.PathLike, content: dict[str, Any]) -> None:
+    """Writes a whole file or none."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(content, indent=1) + "\n")
+    partial.replace(path)
