@@ -7,15 +7,13 @@ The run's config is --config's, or the defaults with the data set of that many c
 with the same config in the same workdir fine-tunes the weights.
 """
 
+import functools
 import os
 import pathlib
 import tempfile
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from absl import flags
-from flax.training.dynamic_scale import DynamicScale
 from ml_collections import ConfigDict, config_flags
 
 from regseg_jax import run
@@ -24,9 +22,8 @@ from regseg_jax.command import run_command
 from regseg_jax.config import claim_workdir, create_default_config
 from regseg_jax.export.export import require_packages
 from regseg_jax.export.torch_weights import from_torch
-from regseg_jax.models import RegSeg
 from regseg_jax.models.variants import get_variant
-from regseg_jax.train_state import TrainState
+from regseg_jax.train_state import start_from
 
 
 def import_torch(
@@ -63,7 +60,9 @@ def import_torch(
         name: tensor.float().numpy() if tensor.is_floating_point() else tensor.numpy()
         for name, tensor in state_dict.items()
     }
-    state = _create_state(config, model, from_torch(arrays, model))
+    tx, _ = run.create_run_optimizer(config, num_steps=1)
+    create_state = jax.jit(functools.partial(start_from, model, tx))
+    state = create_state(from_torch(arrays, model))
 
     workdir = pathlib.Path(workdir)
     workdir.parent.mkdir(parents=True, exist_ok=True)
@@ -114,23 +113,6 @@ def _check_num_classes(path: str | os.PathLike, state_dict: dict, num_classes: i
                 f"{path} is a model of {len(tensor)} classes, not {num_classes} "
                 f"({name} {list(tensor.shape)}); pass --num_classes={len(tensor)}"
             )
-
-
-def _create_state(config: ConfigDict, model: RegSeg, variables: dict[str, dict]) -> TrainState:
-    """A state at step 0 of these weights: the optimizer and the loss scale are at their start."""
-    tx, _ = run.create_run_optimizer(config, num_steps=1)
-
-    @jax.jit
-    def create(variables: dict[str, dict]) -> TrainState:
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
-            params=variables["params"],
-            batch_stats=variables["batch_stats"],
-            opt_state=tx.init(variables["params"]),
-            dynamic_scale=DynamicScale() if model.dtype == jnp.float16 else None,
-        )
-
-    return create(jax.tree.map(np.asarray, variables))
 
 
 def main(argv: list[str]) -> None:

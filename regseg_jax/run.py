@@ -20,7 +20,11 @@ from regseg_jax.optim import Schedule, create_learning_rate_fn, create_optimizer
 from regseg_jax.steps import LossFn
 from regseg_jax.train_state import TrainState, create_train_state
 
-CLASS_TABLES = {"camvid": classes.CAMVID, "synthetic": classes.CAMVID}
+CLASS_TABLES = {
+    "camvid": classes.CAMVID,
+    "synthetic": classes.CAMVID,
+    "cityscapes": classes.CITYSCAPES,  # of imported weights; there is no loader for it yet
+}
 
 
 def get_class_table(config: ConfigDict) -> classes.ClassTable:

@@ -39,7 +39,13 @@ def create_train_state(
     model: RegSeg, tx: optax.GradientTransformation, rng: jax.Array
 ) -> TrainState:
     """Initialises model and optimizer from rng; the loss scale where the model is float16."""
-    variables = model.init(rng, jnp.zeros((1, 32, 32, 3)), train=False)
+    return start_from(model, tx, model.init(rng, jnp.zeros((1, 32, 32, 3)), train=False))
+
+
+def start_from(
+    model: RegSeg, tx: optax.GradientTransformation, variables: dict[str, Any]
+) -> TrainState:
+    """The state of step 0 with these params and batch_stats."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],

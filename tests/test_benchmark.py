@@ -51,7 +51,7 @@ def test_both_backends_compute_the_same(small_model, torch_model, mode, capsys):
 
     rows = json.loads(json.dumps(content))["rows"]
     assert [row["backend"] for row in rows] == ["torch", "jax"]
-    assert all(row["relative_difference"] < 1e-3 for row in rows)
+    assert all(row["relative_difference"] < 1e-4 for row in rows)
     assert all(len(row["runs_ms"]) == 2 for row in rows)
     assert rows[0]["ratio_to_torch"] == 1
     assert rows[1]["ratio_to_torch"] == pytest.approx(rows[1]["median_ms"] / rows[0]["median_ms"])
@@ -82,7 +82,7 @@ def test_half_precision_in_pytorch(small_model, torch_model, mode, precision):
         for name in ("float32", precision)
     ]
     difference = benchmark.compare(*outputs, mode)["relative_difference"]
-    assert difference > 1e-4
+    assert difference > 1e-6
     assert difference <= benchmark.TOLERANCES[mode][precision]
 
 
@@ -167,9 +167,9 @@ def test_peaks(device_kind, precision, peak):
 def test_float16_starts_with_a_scale_that_does_not_overflow(small_model):
     variables = small_model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False)
     workload = benchmark.create_workload("train", small_model, (16, 16), batch_size=1)
-    update = benchmark.prepare_jax(workload, variables, "float16").output
-    assert np.isfinite(update).all()
-    assert np.abs(update).max() > 0
+    losses = benchmark.prepare_jax(workload, variables, "float16").output
+    assert np.isfinite(losses).all()
+    assert losses[0] > losses[1] > losses[2]
 
 
 def run_command(*arguments):

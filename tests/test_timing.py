@@ -29,7 +29,7 @@ def test_file_is_whole_and_new(tmp_path):
     timing.write_json(path, {"a": [1]})
     assert json.loads(path.read_text()) == {"a": [1]}
     assert [entry.name for entry in path.parent.iterdir()] == ["times.json"]
-    with pytest.raises(ValueError, match="times.json exists"):
+    with pytest.raises(ValueError, match="exists; name a new file"):
         timing.check_new(path)
 
 

@@ -24,7 +24,7 @@ from regseg_jax.data.classes import CAMVID
 ) = range(CAMVID.num_classes)
 
 NEAR, FAR = 1.2, 60.0  # metres: where the lots begin and end
-BUILT_UP = 18.0  # metres: all lots beyond hold buildings
+BUILT_UP = 30.0  # metres: all lots beyond hold buildings
 DETAILED = 20.0  # metres: windows and slats beyond are too small to see
 
 Color = tuple[float, float, float]

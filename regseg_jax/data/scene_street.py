@@ -113,15 +113,15 @@ def paint_lots(painter: Painter, street: Street, side: int, rng: np.random.Gener
     edges = [NEAR]
     while edges[-1] < FAR:
         edges.append(edges[-1] + rng.uniform(9, 15))
-    built_up = rng.uniform(0.2, 0.7)
-    fence_color, fence_height = _fence_color(rng), rng.uniform(1.7, 2.5)
+    is_built_up = rng.random() < 0.5
+    fence_color, fence_height = _fence_color(rng), rng.uniform(2.0, 2.8)
     for near, far in zip(edges[-2::-1], edges[:0:-1], strict=True):
-        if near > BUILT_UP or rng.random() < built_up:
+        if is_built_up or near > BUILT_UP:
             _paint_building(painter, x, (near, far), rng)
             continue
         if rng.random() < 0.7:
             _paint_building(painter, x + side * rng.uniform(4, 8), (near, far), rng)
-        if rng.random() < 0.5:
+        if rng.random() < 0.2:
             z = max((near + far) / 2, 5.0)
             paint_tree(painter, x + side * rng.uniform(1.5, 3), z, rng)
         _paint_fence(painter, x, fence_height, (near, far), fence_color)

@@ -35,19 +35,18 @@ def paint_things(painter: Painter, street: Street, rng: np.random.Generator) -> 
     def random_side() -> int:
         return 1 if rng.random() < 0.5 else -1
 
-    for _ in range(rng.integers(0, 2)):
-        place(paint_tree, random_side() * (half + rng.uniform(0.5, 1.2)), 1.5)
-    for _ in range(rng.integers(2, 4)):
+    for _ in range(rng.integers(1, 3)):
+        place(paint_tree, random_side() * (half + rng.uniform(0.8, 1.6)), 1.3)
+    for _ in range(rng.integers(1, 3)):
         place(_paint_pole, random_side() * (half + rng.uniform(0.3, 0.7)), 1.15)
     for _ in range(rng.integers(1, 3)):
         x = random_side() * (half - 1.1 if rng.random() < 0.6 else rng.uniform(0.8, half - 1))
-        place(_paint_car, x, 1.5)
-    for _ in range(rng.integers(1, 4)):
+        place(_paint_car, x, 1.4)
+    for _ in range(rng.integers(1, 3)):
         side = random_side()
         x = side * (half + rng.uniform(0.5, min(street.sidewalks[side], 2.5) - 0.3))
-        place(_paint_pedestrian, rng.uniform(-half, half) if rng.random() < 0.25 else x, 1.15)
-    for _ in range(rng.integers(1, 3)):
-        place(_paint_bicyclist, rng.uniform(-half + 0.6, half - 0.6), 1.3)
+        place(_paint_pedestrian, rng.uniform(-half, half) if rng.random() < 0.25 else x, 1.1)
+    place(_paint_bicyclist, rng.uniform(-half + 0.6, half - 0.6), 1.15)
     for z, x, paint in sorted(things, key=lambda thing: -thing[0]):
         paint(painter, x, z, rng)
 
@@ -84,7 +83,7 @@ def paint_tree(painter: Painter, x: float, z: float, rng: np.random.Generator) -
     """A trunk, which is a tree's too, and a crown."""
     scale = painter.camera.focal / z
     foot = painter.camera.project(x, 0, z)
-    height, radius = rng.uniform(3.2, 5.5), rng.uniform(1.3, 2.3)
+    height, radius = rng.uniform(3.0, 4.6), rng.uniform(1.7, 2.5)
     reach = 1.5 * radius * scale
     if not -reach < foot[0] < painter.camera.width + reach:
         return  # beside the picture

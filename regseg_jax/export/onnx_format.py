@@ -9,7 +9,7 @@ from typing import Any
 import onnx
 import torch
 
-from regseg_jax.export.torch_model import RegSeg
+from regseg_jax.export.torch_model import RegSeg, fuse_batch_norm
 
 _OPSET = 17  # has every operation of the models (SFNet's GridSample came with 16)
 _EXAMPLE_SIZE = (64, 96)  # what a model of any size is traced with
@@ -36,13 +36,15 @@ def serialize(
     """An ONNX model of one input, `images`, and one output, `logits` or `class_map`.
 
     Args:
-      model: in evaluation mode; exported in float32, its batch norms folded.
+      model: left as it is; its copy is exported in evaluation mode, with batch norms folded.
       metadata: plain data for `metadata_props`; strings as they are, the rest as JSON.
       size: the images' height and width: the input is then f32[1, 3, height, width]. None leaves
         batch and size open: f32[batch, 3, height, width], any height and width.
       class_map: whether the output is uint8[batch, height, width] in place of logits
         f32[batch, classes, height, width].
     """
+    # The exporter folds a batch norm behind one convolution, but not behind several branches.
+    model = fuse_batch_norm(model)
     output = "class_map" if class_map else "logits"
     height_axis = 1 if class_map else 2
     dynamic_axes = {
