@@ -25,6 +25,21 @@ if not flags.FLAGS.is_parsed():
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--run-slow", action="store_true", help="also the tests that take minutes")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: takes minutes; needs --run-slow")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--run-slow"):
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="takes minutes; use --run-slow"))
+
+
 @pytest.fixture(scope="session")
 def fixtures_dir() -> pathlib.Path:
     """The folder with `golden/` and `camvid/`; the test is skipped where there is none."""

@@ -7,7 +7,6 @@ are a few times what PyTorch's own float32 parts from its float64 by.
 import functools
 import importlib.util
 import json
-import os
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +25,7 @@ VARIANTS = (
     "exp50_decoder4",
 )
 # A float64 gradient of one variant takes a minute on two cores.
-_slow = pytest.mark.skipif("REGSEG_SLOW" not in os.environ, reason="slow; set REGSEG_SLOW=1")
+_slow = pytest.mark.slow
 FIRST_FAST_OTHERS_SLOW = [VARIANTS[0], *(pytest.param(name, marks=_slow) for name in VARIANTS[1:])]
 
 

@@ -83,7 +83,7 @@ class Street:
     def draw(cls, rng: np.random.Generator) -> "Street":
         """Draws a street."""
         half_width = rng.uniform(2.6, 3.8)
-        return cls(half_width, {side: rng.uniform(2.2, 4.5) for side in (-1, 1)})
+        return cls(half_width, {side: rng.uniform(3.0, 5.0) for side in (-1, 1)})
 
 
 class Painter:

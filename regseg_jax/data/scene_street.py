@@ -114,7 +114,7 @@ def paint_lots(painter: Painter, street: Street, side: int, rng: np.random.Gener
     while edges[-1] < FAR:
         edges.append(edges[-1] + rng.uniform(9, 15))
     is_built_up = rng.random() < 0.5
-    fence_color, fence_height = _fence_color(rng), rng.uniform(2.0, 2.8)
+    fence_color, fence_height = _fence_color(rng), rng.uniform(2.2, 2.9)
     for near, far in zip(edges[-2::-1], edges[:0:-1], strict=True):
         if is_built_up or near > BUILT_UP:
             _paint_building(painter, x, (near, far), rng)
@@ -166,7 +166,7 @@ def _paint_building(
 def _facade_color(rng: np.random.Generator) -> Color:
     """Mostly brick or plaster, sometimes any grey."""
     tint = (26, -2, -24) if rng.random() < 0.8 else (0, 0, 0)
-    return tinted(dull_color(rng, 60, 200, 14), tint)
+    return tinted(dull_color(rng, 60, 170, 14), tint)
 
 
 def _windows(top: float, storey: float, columns: int) -> list[tuple[float, int]]:
@@ -176,7 +176,7 @@ def _windows(top: float, storey: float, columns: int) -> list[tuple[float, int]]
 
 def _fence_color(rng: np.random.Generator) -> Color:
     tint = (22, 4, -22) if rng.random() < 0.6 else (0, 0, 0)  # often of wood
-    return tinted(dull_color(rng, 90, 200, 16), tint)
+    return tinted(dull_color(rng, 150, 225, 14), tint)
 
 
 def _paint_fence(

@@ -45,7 +45,7 @@ def paint_things(painter: Painter, street: Street, rng: np.random.Generator) -> 
     for _ in range(rng.integers(1, 3)):
         side = random_side()
         x = side * (half + rng.uniform(0.5, min(street.sidewalks[side], 2.5) - 0.3))
-        place(_paint_pedestrian, rng.uniform(-half, half) if rng.random() < 0.25 else x, 1.1)
+        place(_paint_pedestrian, rng.uniform(-half, half) if rng.random() < 0.25 else x, 1.05)
     place(_paint_bicyclist, rng.uniform(-half + 0.6, half - 0.6), 1.15)
     for z, x, paint in sorted(things, key=lambda thing: -thing[0]):
         paint(painter, x, z, rng)
@@ -101,7 +101,7 @@ def _paint_pole(painter: Painter, x: float, z: float, rng: np.random.Generator) 
     column, foot = painter.camera.project(x, 0, z)
     carries_sign = rng.random() < 0.7
     height = rng.uniform(2.8, 3.4) if carries_sign else rng.uniform(4.0, 8.0)
-    width = max(rng.uniform(0.34, 0.44) * scale, 0.03 * painter.camera.width)
+    width = max(rng.uniform(0.4, 0.5) * scale, 0.035 * painter.camera.width)
     top = foot - height * scale
     color = dull_color(rng, 90, 220, 12)
     painter.rectangle(column - width / 2, top, column + width / 2, foot, color, z, POLE)
@@ -184,7 +184,7 @@ def _paint_car(painter: Painter, x: float, z: float, rng: np.random.Generator) -
 
 def _paint_pedestrian(painter: Painter, x: float, z: float, rng: np.random.Generator) -> None:
     """A standing or walking person: two legs, a coat, arms, a head."""
-    scale = painter.camera.focal / z * rng.uniform(1.2, 1.4)
+    scale = painter.camera.focal / z * rng.uniform(1.35, 1.55)
     column, foot = painter.camera.project(x, 0, z)
 
     def at(u: float, v: float) -> tuple[float, float]:
