@@ -233,9 +233,19 @@ def vivid_color(rng: np.random.Generator) -> Color:
     return red, green, blue
 
 
+def coat_color(rng: np.random.Generator, warm: bool) -> Color:
+    """A coat, mostly vivid: red to yellow if warm, green to blue otherwise."""
+    if rng.random() < 0.2:
+        return dull_color(rng, 35, 225)
+    high, low, middle = rng.uniform(150, 225), rng.uniform(20, 70), rng.uniform(30, 150)
+    if warm:
+        return high, middle, low
+    return (low, high, middle) if rng.random() < 0.5 else (low, middle, high)
+
+
 def any_paint(rng: np.random.Generator) -> Color:
     """What is painted or dyed: dull or vivid."""
-    return vivid_color(rng) if rng.random() < 0.35 else dull_color(rng, 35, 225)
+    return vivid_color(rng) if rng.random() < 0.25 else dull_color(rng, 35, 225)
 
 
 def shaded(color: Color, factor: float) -> Color:

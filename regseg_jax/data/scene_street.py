@@ -165,7 +165,7 @@ def _paint_building(
 
 def _facade_color(rng: np.random.Generator) -> Color:
     """Mostly brick or plaster, sometimes any grey."""
-    tint = (26, -2, -24) if rng.random() < 0.8 else (0, 0, 0)
+    tint = (30, -4, -28) if rng.random() < 0.9 else (0, 0, 0)
     return tinted(dull_color(rng, 60, 170, 14), tint)
 
 
@@ -175,7 +175,7 @@ def _windows(top: float, storey: float, columns: int) -> list[tuple[float, int]]
 
 
 def _fence_color(rng: np.random.Generator) -> Color:
-    tint = (22, 4, -22) if rng.random() < 0.6 else (0, 0, 0)  # often of wood
+    tint = (24, 8, -40) if rng.random() < 0.85 else (0, 0, 0)  # mostly of wood
     return tinted(dull_color(rng, 150, 225, 14), tint)
 
 

@@ -16,6 +16,7 @@ from regseg_jax.data.scene_canvas import (
     Painter,
     Street,
     any_paint,
+    coat_color,
     dull_color,
     shaded,
     tinted,
@@ -103,7 +104,7 @@ def _paint_pole(painter: Painter, x: float, z: float, rng: np.random.Generator) 
     height = rng.uniform(2.8, 3.4) if carries_sign else rng.uniform(4.0, 8.0)
     width = max(rng.uniform(0.4, 0.5) * scale, 0.035 * painter.camera.width)
     top = foot - height * scale
-    color = dull_color(rng, 90, 220, 12)
+    color = dull_color(rng, 150, 220, 12)
     painter.rectangle(column - width / 2, top, column + width / 2, foot, color, z, POLE)
     painter.rectangle(column, top, column + width / 2, foot, shaded(color, 0.4), z)
     if carries_sign:
@@ -190,7 +191,11 @@ def _paint_pedestrian(painter: Painter, x: float, z: float, rng: np.random.Gener
     def at(u: float, v: float) -> tuple[float, float]:
         return column + u * scale, foot - v * scale
 
-    coat, trousers, skin = any_paint(rng), dull_color(rng, 25, 110), dull_color(rng, 70, 200)
+    coat, trousers, skin = (
+        coat_color(rng, warm=True),
+        dull_color(rng, 25, 110),
+        dull_color(rng, 70, 200),
+    )
     stride = rng.uniform(0.04, 0.26)
     for step, factor in ((-stride, 0.8), (stride, 1.0)):
         shade = shaded(trousers, factor)
@@ -214,7 +219,11 @@ def _paint_bicyclist(painter: Painter, x: float, z: float, rng: np.random.Genera
     def at(u: float, v: float) -> tuple[float, float]:
         return column + u * turn * scale, foot - v * scale
 
-    coat, trousers, skin = any_paint(rng), dull_color(rng, 25, 110), dull_color(rng, 70, 200)
+    coat, trousers, skin = (
+        coat_color(rng, warm=False),
+        dull_color(rng, 25, 110),
+        dull_color(rng, 70, 200),
+    )
     frame = dull_color(rng, 30, 220)
     radii = (0.36 * abs(turn) * scale, 0.36 * scale)
     bar = 0.09 * scale

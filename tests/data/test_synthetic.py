@@ -100,7 +100,7 @@ def test_light_varies_between_scenes(scenes):
 def test_colour_alone_says_little(scenes):
     images, labels = scenes
     red, green, blue = (images[..., channel].astype(int) // 16 for channel in range(3))
-    assert _histogram_mean_iou((red * 16 + green) * 16 + blue, labels) < 0.2
+    assert _histogram_mean_iou((red * 16 + green) * 16 + blue, labels) < 0.3
 
 
 def test_colour_and_place_say_little(scenes):
