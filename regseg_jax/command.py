@@ -31,13 +31,15 @@ def run_command(main: Callable[[list[str]], None], name: str) -> None:
     def parse(argv: list[str]) -> list[str]:
         try:
             return flags.FLAGS(argv)
-        except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        except (AttributeError, KeyError) as error:  # what ConfigDict raises for --config.KEY
+            _fail(name, f"unknown config key {error}; regseg_jax/config.py lists the keys")
+        except (flags.Error, TypeError, ValueError, OSError) as error:
             _fail(name, error)
 
     app.run(guarded, flags_parser=parse)
 
 
-def _fail(name: str, error: Exception) -> None:
+def _fail(name: str, error: Exception | str) -> None:
     message = " ".join(str(error).split())
     print(f"{name}: error: {message}", file=sys.stderr)
     sys.exit(1)
