@@ -25,6 +25,8 @@ from regseg_jax.train_state import TrainState, create_train_state
 TX = create_optimizer(1e-4)
 LEARNING_RATE_FN = create_learning_rate_fn(0.05, 10, 2)
 AUGMENT_FN = functools.partial(augment, config=AugmentConfig((64, 64), 40, 90))
+# Half the seconds of the default; the steps themselves are few and small.
+QUICK_COMPILATION = {"xla_backend_optimization_level": 0}
 
 Step = Callable[[TrainState, dict[str, Array]], tuple[TrainState, dict[str, Array]]]
 
@@ -62,7 +64,7 @@ def _compile_step(model: RegSeg) -> Step:
     step = create_train_step(
         model, TX, LEARNING_RATE_FN, cross_entropy, AUGMENT_FN, jax.random.key(1)
     )
-    return jax.jit(step, donate_argnums=0)
+    return jax.jit(step, donate_argnums=0, compiler_options=QUICK_COMPILATION)
 
 
 def _mesh(num_devices: int) -> Mesh:
@@ -215,7 +217,9 @@ def test_eval_step_scores_at_the_labels_size_and_ignores(small_model, initial_st
 
     labels = batch["label"].copy()
     labels[-1] = 255  # a whole image, as evaluation's fillers are
-    eval_step = jax.jit(create_eval_step(small_model, preprocess))
+    eval_step = jax.jit(
+        create_eval_step(small_model, preprocess), compiler_options=QUICK_COMPILATION
+    )
     mesh = _mesh(8)
     predictions, matrix = eval_step(
         replicate(initial_state.variables, mesh),
@@ -266,7 +270,8 @@ def test_six_steps_as_the_author(golden_dir):
             cross_entropy,
             lambda images, labels, rng: (images, labels),
             jax.random.key(0),
-        )
+        ),
+        compiler_options=QUICK_COMPILATION,
     )
     state, history = _run(step, state, batch, 6)
     losses = [metrics["loss"] for metrics in history]

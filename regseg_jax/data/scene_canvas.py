@@ -53,7 +53,7 @@ class Camera:
             horizon=height * rng.uniform(0.38, 0.5),
             vanishing=width * rng.uniform(0.4, 0.6),
             focal=width * rng.uniform(0.68, 0.9),
-            altitude=rng.uniform(1.3, 2.0),
+            altitude=rng.uniform(1.0, 1.5),
             offset=rng.uniform(-1.5, 1.5),
             curve=rng.uniform(-0.004, 0.004),
         )
