@@ -53,8 +53,8 @@ class Camera:
             horizon=height * rng.uniform(0.38, 0.5),
             vanishing=width * rng.uniform(0.4, 0.6),
             focal=width * rng.uniform(0.68, 0.9),
-            altitude=rng.uniform(1.0, 1.5),
-            offset=rng.uniform(-1.5, 1.5),
+            altitude=rng.uniform(1.3, 2.0),
+            offset=rng.uniform(-1.0, 1.0),
             curve=rng.uniform(-0.004, 0.004),
         )
 
@@ -82,7 +82,7 @@ class Street:
     @classmethod
     def draw(cls, rng: np.random.Generator) -> "Street":
         """Draws a street."""
-        half_width = rng.uniform(2.6, 3.8)
+        half_width = rng.uniform(1.9, 2.6)
         return cls(half_width, {side: rng.uniform(3.0, 5.0) for side in (-1, 1)})
 
 
