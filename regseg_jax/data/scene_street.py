@@ -119,7 +119,7 @@ def paint_lots(painter: Painter, street: Street, side: int, rng: np.random.Gener
         if is_built_up or near > BUILT_UP:
             _paint_building(painter, x, (near, far), rng)
             continue
-        if rng.random() < 0.7:
+        if rng.random() < 0.5:
             _paint_building(painter, x + side * rng.uniform(4, 8), (near, far), rng)
         if rng.random() < 0.2:
             z = max((near + far) / 2, 5.0)
@@ -183,7 +183,7 @@ def _paint_fence(
     painter: Painter, x: float, top: float, z: tuple[float, float], color: Color
 ) -> None:
     """Slats with dark gaps between them, and two rails."""
-    visible = painter.wall((x, x), (0, top), z, shaded(color, 0.4), FENCE)
+    visible = painter.wall((x, x), (0, top), z, shaded(color, 0.5), FENCE)
     if not visible or z[0] > DETAILED:
         return
     pitch = 0.45 if z[0] < 12 else 0.9

@@ -42,11 +42,11 @@ def paint_things(painter: Painter, street: Street, rng: np.random.Generator) -> 
         place(_paint_pole, random_side() * (half + rng.uniform(0.3, 0.7)), 1.15)
     for _ in range(rng.integers(1, 3)):
         x = random_side() * (half - 1.1 if rng.random() < 0.6 else rng.uniform(0.8, half - 1))
-        place(_paint_car, x, 1.4)
+        place(_paint_car, x, 1.25)
     for _ in range(rng.integers(1, 3)):
         side = random_side()
         x = side * (half + rng.uniform(0.5, min(street.sidewalks[side], 2.5) - 0.3))
-        place(_paint_pedestrian, rng.uniform(-half, half) if rng.random() < 0.25 else x, 1.05)
+        place(_paint_pedestrian, rng.uniform(-half, half) if rng.random() < 0.1 else x, 1.05)
     place(_paint_bicyclist, rng.uniform(-half + 0.6, half - 0.6), 1.15)
     for z, x, paint in sorted(things, key=lambda thing: -thing[0]):
         paint(painter, x, z, rng)
