@@ -77,7 +77,7 @@ def paint_ground(painter: Painter, street: Street, rng: np.random.Generator) -> 
         painter.strip((side * half, side * (half + 0.22)), (0.4, FAR), kerb, steps=10)
     painter.strip((-half, half), (0.4, FAR * 1.5), road, ROAD, steps=12)
     _paint_markings(painter, half, contrasting(road, rng), rng)
-    if rng.random() < 0.6:  # the shadow of something out of sight
+    if rng.random() < 0.4:  # the shadow of something out of sight
         near, side = rng.uniform(3, 10), rng.choice((-1, 1))
         points = [
             camera.project(x, 0, z)
@@ -114,7 +114,7 @@ def paint_lots(painter: Painter, street: Street, side: int, rng: np.random.Gener
     while edges[-1] < FAR:
         edges.append(edges[-1] + rng.uniform(9, 15))
     is_built_up = rng.random() < 0.5
-    fence_color, fence_height = _fence_color(rng), rng.uniform(2.2, 2.9)
+    fence_color, fence_height = _fence_color(rng), rng.uniform(2.6, 3.2)
     for near, far in zip(edges[-2::-1], edges[:0:-1], strict=True):
         if is_built_up or near > BUILT_UP:
             _paint_building(painter, x, (near, far), rng)

@@ -84,7 +84,7 @@ def paint_tree(painter: Painter, x: float, z: float, rng: np.random.Generator) -
     """A trunk, which is a tree's too, and a crown."""
     scale = painter.camera.focal / z
     foot = painter.camera.project(x, 0, z)
-    height, radius = rng.uniform(3.0, 4.6), rng.uniform(1.7, 2.5)
+    height, radius = rng.uniform(3.0, 4.2), rng.uniform(1.8, 2.5)
     reach = 1.5 * radius * scale
     if not -reach < foot[0] < painter.camera.width + reach:
         return  # beside the picture
@@ -102,7 +102,7 @@ def _paint_pole(painter: Painter, x: float, z: float, rng: np.random.Generator) 
     column, foot = painter.camera.project(x, 0, z)
     carries_sign = rng.random() < 0.7
     height = rng.uniform(2.8, 3.4) if carries_sign else rng.uniform(4.0, 8.0)
-    width = max(rng.uniform(0.4, 0.5) * scale, 0.035 * painter.camera.width)
+    width = max(rng.uniform(0.45, 0.55) * scale, 0.035 * painter.camera.width)
     top = foot - height * scale
     color = dull_color(rng, 150, 220, 12)
     painter.rectangle(column - width / 2, top, column + width / 2, foot, color, z, POLE)
