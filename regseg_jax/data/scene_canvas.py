@@ -69,7 +69,7 @@ class Camera:
     def nearest_visible(self, x: float) -> float:
         """About the smallest z at which a thing at x is inside the picture."""
         room = self.width - self.vanishing if x > self.offset else self.vanishing
-        return max(3.8, abs(x - self.offset) * self.focal / (0.85 * room))
+        return max(4.5, abs(x - self.offset) * self.focal / (0.85 * room))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -77,7 +77,7 @@ def paint_ground(painter: Painter, street: Street, rng: np.random.Generator) -> 
         painter.strip((side * half, side * (half + 0.22)), (0.4, FAR), kerb, steps=10)
     painter.strip((-half, half), (0.4, FAR * 1.5), road, ROAD, steps=12)
     _paint_markings(painter, half, contrasting(road, rng), rng)
-    if rng.random() < 0.4:  # the shadow of something out of sight
+    if rng.random() < 0.6:  # the shadow of something out of sight
         near, side = rng.uniform(3, 10), rng.choice((-1, 1))
         points = [
             camera.project(x, 0, z)
@@ -114,12 +114,12 @@ def paint_lots(painter: Painter, street: Street, side: int, rng: np.random.Gener
     while edges[-1] < FAR:
         edges.append(edges[-1] + rng.uniform(9, 15))
     is_built_up = rng.random() < 0.5
-    fence_color, fence_height = _fence_color(rng), rng.uniform(2.6, 3.2)
+    fence_color, fence_height = _fence_color(rng), rng.uniform(2.2, 2.9)
     for near, far in zip(edges[-2::-1], edges[:0:-1], strict=True):
         if is_built_up or near > BUILT_UP:
             _paint_building(painter, x, (near, far), rng)
             continue
-        if rng.random() < 0.5:
+        if rng.random() < 0.7:
             _paint_building(painter, x + side * rng.uniform(4, 8), (near, far), rng)
         if rng.random() < 0.2:
             z = max((near + far) / 2, 5.0)
@@ -183,7 +183,7 @@ def _paint_fence(
     painter: Painter, x: float, top: float, z: tuple[float, float], color: Color
 ) -> None:
     """Slats with dark gaps between them, and two rails."""
-    visible = painter.wall((x, x), (0, top), z, shaded(color, 0.5), FENCE)
+    visible = painter.wall((x, x), (0, top), z, shaded(color, 0.4), FENCE)
     if not visible or z[0] > DETAILED:
         return
     pitch = 0.45 if z[0] < 12 else 0.9

@@ -42,11 +42,11 @@ def paint_things(painter: Painter, street: Street, rng: np.random.Generator) -> 
         place(_paint_pole, random_side() * (half + rng.uniform(0.3, 0.7)), 1.15)
     for _ in range(rng.integers(1, 3)):
         x = random_side() * (half - 1.1 if rng.random() < 0.6 else rng.uniform(0.8, half - 1))
-        place(_paint_car, x, 1.25)
+        place(_paint_car, x, 1.4)
     for _ in range(rng.integers(1, 3)):
         side = random_side()
         x = side * (half + rng.uniform(0.5, min(street.sidewalks[side], 2.5) - 0.3))
-        place(_paint_pedestrian, rng.uniform(-half, half) if rng.random() < 0.1 else x, 1.05)
+        place(_paint_pedestrian, rng.uniform(-half, half) if rng.random() < 0.25 else x, 1.05)
     place(_paint_bicyclist, rng.uniform(-half + 0.6, half - 0.6), 1.15)
     for z, x, paint in sorted(things, key=lambda thing: -thing[0]):
         paint(painter, x, z, rng)
@@ -84,7 +84,7 @@ def paint_tree(painter: Painter, x: float, z: float, rng: np.random.Generator) -
     """A trunk, which is a tree's too, and a crown."""
     scale = painter.camera.focal / z
     foot = painter.camera.project(x, 0, z)
-    height, radius = rng.uniform(3.0, 4.2), rng.uniform(1.8, 2.5)
+    height, radius = rng.uniform(3.0, 4.6), rng.uniform(1.7, 2.5)
     reach = 1.5 * radius * scale
     if not -reach < foot[0] < painter.camera.width + reach:
         return  # beside the picture
@@ -102,7 +102,7 @@ def _paint_pole(painter: Painter, x: float, z: float, rng: np.random.Generator) 
     column, foot = painter.camera.project(x, 0, z)
     carries_sign = rng.random() < 0.7
     height = rng.uniform(2.8, 3.4) if carries_sign else rng.uniform(4.0, 8.0)
-    width = max(rng.uniform(0.45, 0.55) * scale, 0.035 * painter.camera.width)
+    width = max(rng.uniform(0.4, 0.5) * scale, 0.035 * painter.camera.width)
     top = foot - height * scale
     color = dull_color(rng, 150, 220, 12)
     painter.rectangle(column - width / 2, top, column + width / 2, foot, color, z, POLE)

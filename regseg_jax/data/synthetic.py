@@ -122,12 +122,12 @@ def _photograph(image: Image.Image, label: np.ndarray, rng: np.random.Generator)
     """Adds surface texture, light, colour cast, blur and sensor noise; uint8 [H, W, 3]."""
     height, width = label.shape
     blotches = rng.uniform(-1, 1, (24, 32)).astype(np.float32)
-    light = rng.uniform(-1, 1, (3, 4)).astype(np.float32) * rng.uniform(0, 0.25)
+    light = rng.uniform(-1, 1, (3, 4)).astype(np.float32) * rng.uniform(0, 0.3)
     coarse = _enlarge(blotches, height, width) * _BLOTCHES[label] + _enlarge(light, height, width)
-    cast = (rng.uniform(0.8, 1.12) * rng.uniform(0.97, 1.03, 3)).astype(np.float32)
-    offset = np.float32(rng.uniform(-5, 25))
-    blur = rng.uniform(0, 0.3) * height / 120
-    noise = np.float32(rng.uniform(1, 4))
+    cast = (rng.uniform(0.75, 1.15) * rng.uniform(0.94, 1.06, 3)).astype(np.float32)
+    offset = np.float32(rng.uniform(-10, 35))
+    blur = rng.uniform(0, 0.4) * height / 120
+    noise = np.float32(rng.uniform(1, 5))
     grain = rng.random((height, width), np.float32) * 2 - 1
     if blur > 0.1:
         image = image.filter(ImageFilter.BoxBlur(blur))

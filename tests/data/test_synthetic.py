@@ -108,7 +108,7 @@ def test_colour_and_place_say_little(scenes):
     red, green, blue = (images[..., channel].astype(int) // 43 for channel in range(3))
     row, column = np.mgrid[:HEIGHT, :WIDTH] // 12
     codes = (((red * 6 + green) * 6 + blue) * 8 + row) * 11 + column
-    assert _histogram_mean_iou(codes, labels) < 0.4
+    assert _histogram_mean_iou(codes, labels) < 0.35
 
 
 def test_source_gives_the_scenes_of_its_range():
