@@ -1,6 +1,7 @@
 """train(config, workdir): a whole run, from top to bottom."""
 
 import collections
+import contextlib
 import functools
 import json
 import math
@@ -110,6 +111,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Evaluation | None:
     # --- The loop.
     evaluation = None
     with (
+        contextlib.closing(checkpoints),  # waits for what is being saved, also after an error
         create_train_iterator(
             train_source,
             sampler,
@@ -153,14 +155,12 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Evaluation | None:
             if stop_request.agreed(step) and step < num_steps:
                 recent.wait()
                 checkpoints.save(state)
-                checkpoints.close()
                 progress.write(f"stopped by request at step {step}; start again to go on")
                 return None
 
         # --- What came out. A run that was complete already is only evaluated again.
         if evaluation is None:
             evaluation = run_evaluation(state.variables)
-    checkpoints.close()
     if is_main_process():
         print(format_scores(evaluation.scores, class_table))
         for path in _draw_results(workdir, evaluation, class_table):

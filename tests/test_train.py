@@ -18,8 +18,11 @@ NUM_STEPS = 12
 
 
 def start(workdir: pathlib.Path, *overrides: str) -> subprocess.Popen:
-    # One device: a run that is to be compared bit by bit with another has the same number.
-    env = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(TESTS.parent)}
+    # One device and one thread: with more threads, XLA's sums on a busy CPU were seen to round
+    # differently from one start to the next.
+    flags = "--xla_cpu_multi_thread_eigen=false"
+    env = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(TESTS.parent)}
+    one_core = {min(os.sched_getaffinity(0))}
     return subprocess.Popen(
         [sys.executable, str(TESTS / "small_run.py"), str(workdir), *overrides],
         env=env,
@@ -27,6 +30,7 @@ def start(workdir: pathlib.Path, *overrides: str) -> subprocess.Popen:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: os.sched_setaffinity(0, one_core),
     )
 
 
@@ -107,7 +111,8 @@ def test_killed_three_times_ends_bit_identical(whole_run, tmp_path):
 
     finish(start(tmp_path))
     assert_same_end(tmp_path, whole_run)
-    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").open()]
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(line)["step"] for line in lines]
     assert steps == sorted(steps)
 
 
