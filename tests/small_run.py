@@ -4,6 +4,8 @@ It is the training command on the embedded data set, but for a backbone of three
 put into the table here.
 """
 
+import os
+
 from ml_collections import ConfigDict
 
 from regseg_jax.config import create_default_config
@@ -49,6 +51,9 @@ def main(argv: list[str]) -> None:
         key, value = override.split("=")
         config.update_from_flattened_dict({key: type(_get(config, key))(value)})
     from regseg_jax.train import train
+
+    if hasattr(os, "sched_setaffinity"):  # not on macOS; before JAX starts its threads
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
     train(config, workdir)
 
