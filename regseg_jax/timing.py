@@ -1,4 +1,4 @@
-"""What the two benchmarks share. Imports Python's own modules alone, for one runs without JAX."""
+"""Times, and what they were measured on. Needs Python alone, for one benchmark runs without JAX."""
 
 import contextlib
 import datetime
@@ -37,7 +37,7 @@ def describe_error(error: Exception) -> str:
 def describe_run() -> dict[str, Any]:
     """The command that runs, the time, and how busy the machine is."""
     return {
-        "command": shlex.join(sys.orig_argv),
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "load_average": os.getloadavg()[0],
     }

@@ -13,9 +13,27 @@ import numpy as np
 import pytest
 import torch
 
-from regseg_jax import benchmark
-from regseg_jax.export import torch_benchmark as tb
+from regseg_jax.benchmark import __main__ as command
+from regseg_jax.benchmark.jax_backend import prepare_jax
+from regseg_jax.benchmark.peaks import find_peak
+from regseg_jax.benchmark.rows import (
+    BACKENDS,
+    Row,
+    compute_reference,
+    create_rows,
+    format_rows,
+    measure_rows,
+)
+from regseg_jax.benchmark.torch_backend import prepare_torch
+from regseg_jax.benchmark.workload import (
+    MODES,
+    TOLERANCES,
+    Prepared,
+    compare,
+    create_workload,
+)
 from regseg_jax.export import torch_model as torch_models
+from regseg_jax.export.torch_forms import Form, calibrate
 from regseg_jax.models import RegSeg, variants
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -45,14 +63,14 @@ def torch_model():
     stages = tuple((name, (torch_models.Block(width, stride=2),)) for name, width in STAGES)
     decoder = torch_models.DECODERS["decoder12"]
     torch.manual_seed(0)
-    return tb.calibrate(torch_models.RegSeg(torch_models.Backbone(stages), decoder, 11))
+    return calibrate(torch_models.RegSeg(torch_models.Backbone(stages), decoder, 11))
 
 
-@pytest.mark.parametrize("mode", benchmark.MODES)
+@pytest.mark.parametrize("mode", MODES)
 def test_both_backends_compute_the_same(model, torch_model, mode, capsys):
-    workload = benchmark.create_workload(mode, model, (32, 48), batch_size=2)
+    workload = create_workload(mode, model, (32, 48), batch_size=2)
     before = {name: value.clone() for name, value in torch_model.state_dict().items()}
-    content = benchmark.benchmark(workload, benchmark.BACKENDS, ["float32"], 2, torch_model)
+    content = command.benchmark(workload, BACKENDS, ["float32"], 2, torch_model)
     assert all(torch.equal(value, before[name]) for name, value in torch_model.state_dict().items())
 
     rows = json.loads(json.dumps(content))["rows"]
@@ -71,33 +89,33 @@ def test_both_backends_compute_the_same(model, torch_model, mode, capsys):
 
 
 def test_jax_alone_needs_no_pytorch(model):
-    workload = benchmark.create_workload("inference", model, (32, 48), batch_size=2)
-    rows = benchmark.create_rows(workload, ["jax"], ["float32"])
-    reference = benchmark.compute_reference(workload, ["jax"])
-    benchmark.measure_rows(rows, workload, reference, num_runs=2)
+    workload = create_workload("inference", model, (32, 48), batch_size=2)
+    rows = create_rows(workload, ["jax"], ["float32"])
+    reference = compute_reference(workload, ["jax"])
+    measure_rows(rows, workload, reference, num_runs=2)
     assert rows[0].results["relative_difference"] < 1e-5
     assert rows[0].results["ratio_to_torch"] is None
 
 
-@pytest.mark.parametrize("mode", benchmark.MODES)
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_half_precision_in_pytorch(model, torch_model, mode, precision):
-    workload = benchmark.create_workload(mode, model, (32, 48), batch_size=2)
+    workload = create_workload(mode, model, (32, 48), batch_size=2)
     outputs = [
-        benchmark.prepare_torch(workload, torch_model, tb.Form(), name, "cpu").output
+        prepare_torch(workload, torch_model, Form(), name, "cpu").output
         for name in ("float32", precision)
     ]
-    difference = benchmark.compare(*outputs, mode)["relative_difference"]
+    difference = compare(*outputs, mode)["relative_difference"]
     assert difference > 1e-6
-    assert difference <= benchmark.TOLERANCES[mode][precision]
+    assert difference <= TOLERANCES[mode][precision]
 
 
 def create_row(prepare):
-    return benchmark.Row("jax", "float32", "plain", prepare)
+    return Row("jax", "float32", "plain", prepare)
 
 
 def test_rows_are_timed_in_turns_and_a_failure_is_a_row(model):
-    workload = benchmark.create_workload("inference", model, (8, 8), batch_size=1)
+    workload = create_workload("inference", model, (8, 8), batch_size=1)
     reference = np.zeros((1, 8, 8, 11), np.float32)
     reference[..., 0] = 1
     calls = []
@@ -111,7 +129,7 @@ def test_rows_are_timed_in_turns_and_a_failure_is_a_row(model):
             raise RuntimeError("late")
 
     def prepare(run, output):
-        return lambda: benchmark.Prepared(run, output, 1.0, None)
+        return lambda: Prepared(run, output, 1.0, None)
 
     rows = [
         create_row(prepare(lambda: calls.append("a"), reference)),
@@ -120,7 +138,7 @@ def test_rows_are_timed_in_turns_and_a_failure_is_a_row(model):
         create_row(prepare(lambda: calls.append("b"), reference)),
         create_row(prepare(fails_late, reference)),
     ]
-    benchmark.measure_rows(rows, workload, reference, num_runs=4)
+    measure_rows(rows, workload, reference, num_runs=4)
     assert "".join(call for call in calls if call in "ab") == "ab" * 7  # 3 of them to warm up
     assert "wrong" not in calls
     errors = [row.results.get("error") for row in rows]
@@ -128,13 +146,13 @@ def test_rows_are_timed_in_turns_and_a_failure_is_a_row(model):
     assert errors[1] == "MemoryError: no memory left"
     assert "differs from float32" in errors[2]
     assert errors[4] == "RuntimeError: late"
-    table = benchmark.format_rows(rows)
+    table = format_rows(rows)
     assert "not timed: jax, float32, plain: MemoryError: no memory left" in table
 
 
 def test_comparison():
     reference = np.array([[[[1, 0], [0, 1]]]], np.float32)  # [1, 1, 2, 2]
-    results = benchmark.compare(reference[:, :, [0, 0]], reference, "inference")
+    results = compare(reference[:, :, [0, 0]], reference, "inference")
     assert results == {
         "max_difference": 1,
         "relative_difference": pytest.approx(0.5**0.5 / 0.5),
@@ -143,12 +161,12 @@ def test_comparison():
 
 
 def test_operations(model):
-    inference = benchmark.create_workload("inference", model, (32, 64), batch_size=3)
+    inference = create_workload("inference", model, (32, 64), batch_size=3)
     train = dataclasses.replace(inference, mode="train")
     stem = 2 * 3 * 16 * 32 * 9 * 3 * 32
     assert inference.flops > stem
     assert train.flops == 3 * inference.flops
-    one = benchmark.create_workload("inference", model, (32, 64), batch_size=1)
+    one = create_workload("inference", model, (32, 64), batch_size=1)
     assert inference.flops == 3 * one.flops
 
 
@@ -167,14 +185,14 @@ def test_operations(model):
     ],
 )
 def test_peaks(device_kind, precision, peak):
-    assert benchmark.find_peak(device_kind, precision) == peak
+    assert find_peak(device_kind, precision) == peak
 
 
 def test_float16_starts_with_a_scale_that_does_not_overflow(model):
     init = jax.jit(functools.partial(model.init, train=False))
     variables = init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
-    workload = benchmark.create_workload("train", model, (32, 48), batch_size=2)
-    losses = benchmark.prepare_jax(workload, variables, "float16").output
+    workload = create_workload("train", model, (32, 48), batch_size=2)
+    losses = prepare_jax(workload, variables, "float16").output
     assert np.isfinite(losses).all()
     assert losses[0] > losses[1] > losses[2]
 
@@ -197,7 +215,7 @@ def test_command(tmp_path):
     content = json.loads(output.read_text())
     assert content["images"] == [1, 32, 64, 3]
     assert "--num_runs=2" in content["command"]
-    assert set(content["versions"]) >= {"python", "jax", "torch"}
+    assert set(content["versions"]) >= {"jax", "torch"}
     assert content["rows"][0]["median_ms"] > 0
 
 
@@ -206,7 +224,7 @@ def set_flags(monkeypatch, **values):
     values = {**defaults, "batch_size": 1, "num_runs": 2, "size": "32,64", **values}
     values["num_runs"] = int(values["num_runs"])
     fake = types.SimpleNamespace(FLAGS=types.SimpleNamespace(**values))
-    monkeypatch.setattr(benchmark, "flags", fake)
+    monkeypatch.setattr(command, "flags", fake)
 
 
 @pytest.mark.parametrize(
@@ -222,11 +240,11 @@ def set_flags(monkeypatch, **values):
 def test_bad_arguments(monkeypatch, arguments, message):
     set_flags(monkeypatch, **dict(a[2:].split("=") for a in arguments if a.startswith("--")))
     with pytest.raises(ValueError, match=re.escape(message)):
-        benchmark.main([a for a in arguments if not a.startswith("--")])
+        command.main([a for a in arguments if not a.startswith("--")])
 
 
 def test_pytorch_missing(monkeypatch):
     set_flags(monkeypatch, backends="jax,torch")
-    monkeypatch.setattr(benchmark.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="PyTorch is not installed"):
-        benchmark.main([])
+        command.main([])

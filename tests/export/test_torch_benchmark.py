@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from regseg_jax.export import torch_benchmark as tb
+from regseg_jax.export import torch_forms
 from regseg_jax.export.torch_model import DECODERS, Backbone, Block, RegSeg
 
 SMALL = Backbone(
@@ -45,7 +46,7 @@ def single_thread():
 @pytest.fixture
 def model():
     torch.manual_seed(0)
-    return tb.calibrate(RegSeg(SMALL, DECODERS["decoder26"], num_classes=5))
+    return torch_forms.calibrate(RegSeg(SMALL, DECODERS["decoder26"], num_classes=5))
 
 
 @pytest.fixture
@@ -118,17 +119,19 @@ def test_the_papers_numbers_stand_beside_its_sizes(monkeypatch, capsys):
     assert rows[0][9] == "1"  # MiB
 
 
-@pytest.mark.parametrize("form", [form for form in tb.INFERENCE_FORMS if not form.compiled])
+@pytest.mark.parametrize(
+    "form", [form for form in torch_forms.INFERENCE_FORMS if not form.compiled]
+)
 def test_every_form_computes_the_same(model, images, form):
     if form.graph:
         with pytest.raises(ValueError, match="need a GPU"):
-            tb.create_inference(model, form, "float32", images)
+            torch_forms.create_inference(model, form, "float32", images)
         return
-    reference = tb.create_inference(model, tb.Form(), "float32", images)()
+    reference = torch_forms.create_inference(model, torch_forms.Form(), "float32", images)()
     assert reference.shape == (1, 5, 40, 56)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     for precision, tolerance in (("float32", 1e-5), ("bfloat16", tb.TOLERANCES["bfloat16"])):
-        logits = tb.create_inference(model, form, precision, images)()
+        logits = torch_forms.create_inference(model, form, precision, images)()
         agreement = tb.compare_logits(logits, reference)
         assert agreement.relative_difference <= tolerance
         if precision == "bfloat16":
@@ -138,10 +141,10 @@ def test_every_form_computes_the_same(model, images, form):
 
 
 def test_float32_has_no_row_twice():
-    forms = tb.get_inference_forms("float32")
+    forms = torch_forms.get_inference_forms("float32")
     assert len(set(forms)) == len(forms)
     assert not any(form.cast_weights for form in forms)
-    assert tb.get_inference_forms("float16") == tb.INFERENCE_FORMS
+    assert torch_forms.get_inference_forms("float16") == torch_forms.INFERENCE_FORMS
 
 
 def test_a_wrong_form_is_not_timed(model, monkeypatch):
@@ -150,8 +153,8 @@ def test_a_wrong_form_is_not_timed(model, monkeypatch):
         torch.nn.init.zeros_(fused.decoder.conv4.conv.bias)
         return fused
 
-    tb_fuse = tb.fuse_batch_norm
-    monkeypatch.setattr(tb, "fuse_batch_norm", fuse_wrongly)
+    tb_fuse = torch_forms.fuse_batch_norm
+    monkeypatch.setattr(torch_forms, "fuse_batch_norm", fuse_wrongly)
     rows = tb.benchmark_size(model, (32, 48), ["float32"], 0, 2, skip_compile=True)
     errors = {row["form"]: row.get("error", "") for row in rows}
     assert not errors["plain"]
@@ -182,7 +185,9 @@ def test_training_step_decays_all_but_batch_norm(model, images):
     labels = torch.full((1, 40, 56), 255)
     labels[:, :20] = 1
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
-    step = tb.create_train_step(model, tb.Form(), "float32", images, labels, lr=0.1)
+    step = torch_forms.create_train_step(
+        model, torch_forms.Form(), "float32", images, labels, lr=0.1
+    )
     losses = [step().item() for _ in range(3)]
     assert losses[2] < losses[0]
     assert all(not torch.equal(value, before[name]) for name, value in model.named_parameters())
