@@ -18,17 +18,17 @@ def get_config() -> ConfigDict:
     config = create_default_config()
     config.data.source = "synthetic"
     config.data.synthetic_size = (96, 128)
-    config.data.synthetic_train_examples = 3600
+    config.data.synthetic_train_examples = 3300
     config.data.synthetic_eval_examples = 100
     config.data.num_workers = 0  # a thread draws faster than the CPU trains
-    config.global_batch_size = 8
+    config.global_batch_size = 4  # twice the steps of 8 in little more time
     config.num_epochs = 2
     config.log_every_steps = 10
-    config.optimizer.learning_rate = 0.08
-    config.optimizer.warmup_steps = 60
+    config.optimizer.learning_rate = 0.05
+    config.optimizer.warmup_steps = 100
     config.augment.crop_size = (96, 128)
     config.augment.min_shorter_side = 96  # scenes come in every scale already
     config.augment.max_shorter_side = 96
     config.eval.batch_size = 10
-    config.eval.every_epochs = 1
+    config.eval.every_epochs = 2
     return config

@@ -73,7 +73,11 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Evaluation | None:
     tx, learning_rate_fn = run.create_run_optimizer(config, num_steps)
     init_rng, step_rng = jax.random.split(jax.random.key(config.seed))
     create_state = functools.partial(create_train_state, model, tx)
-    state = jax.jit(create_state, out_shardings=replicated(mesh))(init_rng)
+    state = jax.jit(
+        create_state,
+        out_shardings=replicated(mesh),
+        compiler_options={"xla_backend_optimization_level": 0},  # it runs once: seconds saved
+    )(init_rng)
 
     # --- Where an earlier start of this run stopped.
     checkpoints = CheckpointManager(workdir)

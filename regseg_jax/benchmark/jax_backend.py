@@ -20,7 +20,7 @@ from regseg_jax.config import PRECISIONS
 from regseg_jax.losses import cross_entropy
 from regseg_jax.optim import create_optimizer
 from regseg_jax.steps import create_train_step
-from regseg_jax.train_state import create_train_state
+from regseg_jax.train_state import start_from
 
 
 def prepare_jax(workload: Workload, variables: Any, precision: str) -> Prepared:
@@ -48,9 +48,8 @@ def _prepare_jax_inference(workload: Workload, variables: Any) -> Prepared:
 
 def _prepare_jax_train(workload: Workload, variables: Any) -> Prepared:
     model, tx = workload.model, create_optimizer(weight_decay=1e-4)
-    state = create_train_state(model, tx, jax.random.key(0))
     # Copies, for the step is given its state's memory.
-    state = state.replace(**jax.tree.map(jnp.array, variables))
+    state = start_from(model, tx, jax.tree.map(jnp.array, variables))
     if state.dynamic_scale:
         state = state.replace(dynamic_scale=DynamicScale(scale=jnp.float32(LOSS_SCALE)))
     batch = jax.device_put({"image": workload.images, "label": workload.labels})

@@ -235,7 +235,7 @@ def vivid_color(rng: np.random.Generator) -> Color:
 
 def coat_color(rng: np.random.Generator, warm: bool) -> Color:
     """A coat, mostly vivid: red to yellow if warm, green to blue otherwise."""
-    if rng.random() < 0.2:
+    if rng.random() < 0.45:
         return dull_color(rng, 35, 225)
     high, low, middle = rng.uniform(150, 225), rng.uniform(20, 70), rng.uniform(30, 150)
     if warm:

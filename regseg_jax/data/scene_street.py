@@ -113,8 +113,8 @@ def paint_lots(painter: Painter, street: Street, side: int, rng: np.random.Gener
     edges = [NEAR]
     while edges[-1] < FAR:
         edges.append(edges[-1] + rng.uniform(9, 15))
-    is_built_up = rng.random() < 0.5
-    fence_color, fence_height = _fence_color(rng), rng.uniform(2.2, 2.9)
+    is_built_up = rng.random() < 0.35
+    fence_color, fence_height = _fence_color(rng), rng.uniform(2.4, 3.2)
     for near, far in zip(edges[-2::-1], edges[:0:-1], strict=True):
         if is_built_up or near > BUILT_UP:
             _paint_building(painter, x, (near, far), rng)
@@ -175,7 +175,7 @@ def _windows(top: float, storey: float, columns: int) -> list[tuple[float, int]]
 
 
 def _fence_color(rng: np.random.Generator) -> Color:
-    tint = (24, 8, -40) if rng.random() < 0.85 else (0, 0, 0)  # mostly of wood
+    tint = (-30, 2, 22) if rng.random() < 0.75 else (0, 0, 0)  # mostly painted blue
     return tinted(dull_color(rng, 150, 225, 14), tint)
 
 

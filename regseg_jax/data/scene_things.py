@@ -38,16 +38,17 @@ def paint_things(painter: Painter, street: Street, rng: np.random.Generator) -> 
 
     for _ in range(rng.integers(1, 3)):
         place(paint_tree, random_side() * (half + rng.uniform(0.8, 1.6)), 1.3)
-    for _ in range(rng.integers(1, 3)):
-        place(_paint_pole, random_side() * (half + rng.uniform(0.3, 0.7)), 1.15)
-    for _ in range(rng.integers(1, 3)):
-        x = random_side() * (half - 1.1 if rng.random() < 0.6 else rng.uniform(0.8, half - 1))
-        place(_paint_car, x, 1.4)
-    for _ in range(rng.integers(1, 3)):
-        side = random_side()
+    first = random_side()  # the first pole stands on one side, the first pedestrian on the other
+    for side in (first, random_side())[: rng.integers(1, 3)]:
+        place(_paint_pole, side * (half + rng.uniform(0.3, 0.7)), 1.15)
+    parked = random_side()
+    place(_paint_car, parked * rng.uniform(half - 1.2, half - 0.8), 1.3)
+    if rng.random() < 0.5:
+        place(_paint_car, random_side() * rng.uniform(0.8, half - 1), 1.4)
+    for side in (-first, random_side())[: rng.integers(1, 3)]:
         x = side * (half + rng.uniform(0.5, min(street.sidewalks[side], 2.5) - 0.3))
-        place(_paint_pedestrian, rng.uniform(-half, half) if rng.random() < 0.25 else x, 1.05)
-    place(_paint_bicyclist, rng.uniform(-half + 0.6, half - 0.6), 1.15)
+        place(_paint_pedestrian, rng.uniform(-half, half) if rng.random() < 0.2 else x, 1.05)
+    place(_paint_bicyclist, -parked * rng.uniform(0.2, half - 0.6), 1.15)
     for z, x, paint in sorted(things, key=lambda thing: -thing[0]):
         paint(painter, x, z, rng)
 

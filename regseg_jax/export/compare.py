@@ -1,0 +1,148 @@
+"""Runs a trained model in every form it can be exported to and compares the logits with JAX's.
+
+python -m regseg_jax.export.compare --workdir=RUN --output=agreement.json IMAGE_OR_FOLDER ...
+"""
+
+import functools
+import io
+import os
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import onnxruntime
+import torch
+from absl import flags
+from jax import export
+from tqdm import tqdm
+
+from regseg_jax import run
+from regseg_jax.command import run_command
+from regseg_jax.data.sources import load_image
+from regseg_jax.environment import describe_environment
+from regseg_jax.export import onnx_format, stablehlo_format, torch_format
+from regseg_jax.export.export import create_metadata
+from regseg_jax.export.torch_model import fuse_batch_norm
+from regseg_jax.predict import find_images
+from regseg_jax.tables import format_table
+from regseg_jax.timing import check_new, write_json
+
+Forward = Callable[[np.ndarray], np.ndarray]  # f32[1, H, W, 3] -> f32[1, H, W, num_classes]
+
+
+def create_forwards(
+    trained: run.TrainedRun, counters: dict[str, int], size: tuple[int, int]
+) -> dict[str, Forward]:
+    """One function a form, each of the file's own bytes where the form is a file.
+
+    Args:
+      trained: the run.
+      counters: see `torch_format.load_counters`.
+      size: what the files are fixed to, for StableHLO's open sizes are multiples of 32.
+    """
+    metadata = create_metadata(trained)
+    model = torch_format.create_trained_torch_model(trained, counters)
+    session = onnxruntime.InferenceSession(
+        onnx_format.serialize(model, metadata, size), providers=["CPUExecutionProvider"]
+    )
+    content = stablehlo_format.serialize(trained.model, trained.variables, metadata, size)
+    with zipfile.ZipFile(io.BytesIO(content)) as file:
+        stablehlo = export.deserialize(bytearray(file.read("model.bin")))
+    return {
+        "PyTorch": functools.partial(_run_torch, model),
+        "PyTorch, batch norm folded": functools.partial(_run_torch, fuse_batch_norm(model)),
+        "ONNX Runtime": functools.partial(_run_onnx, session),
+        "StableHLO": lambda images: np.asarray(stablehlo.call(images)),
+    }
+
+
+def _run_torch(model: torch.nn.Module, images: np.ndarray) -> np.ndarray:
+    with torch.inference_mode():
+        logits = model(torch.tensor(images.transpose(0, 3, 1, 2)))
+    return logits.numpy().transpose(0, 2, 3, 1)
+
+
+def _run_onnx(session: onnxruntime.InferenceSession, images: np.ndarray) -> np.ndarray:
+    feed = {"images": np.ascontiguousarray(images.transpose(0, 3, 1, 2))}
+    return session.run(None, feed)[0].transpose(0, 2, 3, 1)
+
+
+def compare(workdir: str | os.PathLike, paths: Sequence[str | os.PathLike]) -> list[dict[str, Any]]:
+    """Compares the logits of a run's best checkpoint on images.
+
+    Args:
+      workdir: of a run; its precision should be float32.
+      paths: images, or folders of them; as `predict` takes them.
+
+    Returns:
+      For each form its name, the largest difference of a logit, that in units of the logits'
+      standard deviation, and the share of pixels whose class is another than JAX's.
+
+    Raises:
+      ValueError: if the run or an image cannot be read, or the run is not of float32.
+    """
+    images = find_images(paths)
+    trained = run.load_run(workdir)
+    if trained.config.precision != "float32":
+        raise ValueError(
+            f"{workdir} computes in {trained.config.precision}: its rounding would hide the "
+            "differences; compare a run of float32"
+        )
+    preprocess = jax.jit(run.create_preprocess_fn(trained.config))
+    infer = jax.jit(functools.partial(trained.model.apply, train=False))
+    counters = torch_format.load_counters(workdir)
+    forwards_of = functools.lru_cache(functools.partial(create_forwards, trained, counters))
+    largest, differing, deviations = {}, {}, []
+    for inputs in tqdm(_prepare(images, preprocess), total=len(images), unit="image", disable=None):
+        reference = np.asarray(infer(trained.variables, inputs))
+        deviations.append(reference.std())
+        for name, forward in forwards_of(size=inputs.shape[1:3]).items():
+            logits = forward(inputs)
+            difference = float(np.abs(logits - reference).max())
+            largest[name] = max(largest.get(name, 0.0), difference)
+            differs = float((logits.argmax(-1) != reference.argmax(-1)).mean())
+            differing[name] = differing.get(name, 0.0) + differs / len(images)
+    return [
+        {
+            "form": name,
+            "max_difference": largest[name],
+            "max_difference_in_deviations": largest[name] / float(np.mean(deviations)),
+            "differing_pixels": differing[name],
+        }
+        for name in largest
+    ]
+
+
+def _prepare(paths: Sequence[os.PathLike], preprocess: Callable) -> Iterator[np.ndarray]:
+    for path in paths:
+        yield np.asarray(preprocess(load_image(path)[None]))
+
+
+def main(argv: list[str]) -> None:
+    """Compares, prints the table and writes the file that the flags name."""
+    values = flags.FLAGS
+    check_new(values.output)
+    rows = compare(values.workdir, argv)
+    cells = [
+        [
+            row["form"],
+            f"{row['max_difference']:.1e}",
+            f"{row['max_difference_in_deviations']:.1e}",
+            f"{row['differing_pixels']:.4%}",
+        ]
+        for row in rows
+    ]
+    print(format_table(("form", "largest difference", "in deviations", "pixels differ"), cells))
+    if values.output:
+        num_images = len(find_images(argv))
+        write_json(values.output, {**describe_environment(), "images": num_images, "rows": rows})
+        print(f"wrote {values.output}")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("workdir", None, "The run whose best checkpoint is compared.")
+    flags.DEFINE_string("output", None, "JSON file to write; else none.")
+    flags.mark_flags_as_required(["workdir"])
+    run_command(main, "regseg_jax.export.compare")
