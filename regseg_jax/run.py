@@ -14,22 +14,35 @@ from regseg_jax.checkpoint import CheckpointManager
 from regseg_jax.config import PRECISIONS, load_config
 from regseg_jax.data import classes, sources, synthetic
 from regseg_jax.data.augment import AugmentConfig, resize_and_normalize
+from regseg_jax.data.cityscapes import load_cityscapes
+from regseg_jax.data.folders import load_folder
 from regseg_jax.losses import bootstrapped_cross_entropy, cross_entropy
 from regseg_jax.models import RegSeg, create_model
 from regseg_jax.optim import Schedule, create_learning_rate_fn, create_optimizer
 from regseg_jax.steps import LossFn
 from regseg_jax.train_state import TrainState, create_train_state
 
+# Of the data sets whose classes are their own; those of "folder" are the config's.
 CLASS_TABLES = {
     "camvid": classes.CAMVID,
     "synthetic": classes.CAMVID,
-    "cityscapes": classes.CITYSCAPES,  # of imported weights; there is no loader for it yet
+    "cityscapes": classes.CITYSCAPES,
+    "tfds": classes.CITYSCAPES,
 }
 
 
 def get_class_table(config: ConfigDict) -> classes.ClassTable:
-    """The classes of the config's data set."""
-    return CLASS_TABLES[config.data.source]
+    """The classes of the config's data set.
+
+    Raises:
+      ValueError: if the config's own class table has a gap or a duplicate.
+    """
+    if config.data.source != "folder":
+        return CLASS_TABLES[config.data.source]
+    folder = config.folder
+    return classes.create_class_table(
+        "config.folder.classes", folder.classes, folder.ignored_label_ids, folder.ignored_colors
+    )
 
 
 def create_source(config: ConfigDict, split: str) -> sources.Source:
@@ -38,9 +51,22 @@ def create_source(config: ConfigDict, split: str) -> sources.Source:
     Raises:
       ValueError: if files are missing; names them.
     """
-    data = config.data
-    if data.source == "camvid":
-        return sources.load_camvid(data.data_dir, split, get_class_table(config))
+    data, class_table = config.data, get_class_table(config)
+    match data.source:
+        case "camvid":
+            return sources.load_camvid(data.data_dir, split, class_table)
+        case "cityscapes":
+            return load_cityscapes(data.data_dir, split, class_table)
+        case "folder":
+            return load_folder(
+                data.data_dir,
+                split,
+                class_table,
+                image_dir=config.folder.image_dir,
+                label_dir=config.folder.label_dir,
+                label_stem=config.folder.label_stem,
+                label_format=config.folder.label_format,
+            )
     sizes = {"train": data.synthetic_train_examples, "val": data.synthetic_eval_examples}
     if split not in sizes:
         raise ValueError(f"the synthetic data set has no split {split!r}; use train or val")
