@@ -18,6 +18,7 @@ LOSSES = ("cross_entropy", "bootstrapped_cross_entropy")
 
 # What may change between the starts of one run, for it does not change the result.
 _MAY_CHANGE = ("data.data_dir", "data.num_workers", "data.check", "log_every_steps")
+_MAY_CHANGE += ("data.centroid_file",)
 _MAY_CHANGE += ("checkpoint_every_steps", "eval.num_panels")
 
 
@@ -42,6 +43,9 @@ def create_default_config() -> ConfigDict:
     config.data.eval_split = "val"
     config.data.num_workers = 2  # processes that decode images; 0: a thread of this process
     config.data.check = True  # decode every file once before a new run starts
+    config.data.class_uniform_share = 0.0  # of an epoch, see ClassUniformEpochs; 0: none
+    config.data.tile_size = 1024  # centroids are found in squares of this side
+    config.data.centroid_file = ""  # where they are kept; "": in the run's folder
     config.data.synthetic_size = (120, 160)
     config.data.synthetic_train_examples = 2000
     config.data.synthetic_eval_examples = 100
@@ -77,6 +81,7 @@ def create_default_config() -> ConfigDict:
 
     config.eval = ConfigDict()
     config.eval.image_size = ()  # images are resized to it; (): left as they are
+    config.eval.size_multiple = 1  # where sizes differ, pad to multiples of it: fewer to compile
     config.eval.batch_size = 8  # over all devices
     config.eval.every_epochs = 10
     config.eval.num_panels = 4  # pictures drawn at each evaluation
@@ -95,10 +100,12 @@ def validate_config(config: ConfigDict) -> None:
     _one_of("loss.name", config.loss.name, LOSSES)
     for key in (
         "global_batch_size",
+        "data.tile_size",
         "num_epochs",
         "log_every_steps",
         "checkpoint_every_steps",
         "eval.batch_size",
+        "eval.size_multiple",
         "eval.every_epochs",
     ):
         value = _flatten(config)[key]
@@ -108,6 +115,11 @@ def validate_config(config: ConfigDict) -> None:
         size = _flatten(config)[key]
         if len(size) != 2 and not (key == "eval.image_size" and len(size) == 0):
             raise ValueError(f"config.{key} is {size!r}; set (height, width)")
+    if not 0 <= config.data.class_uniform_share <= 1:
+        raise ValueError(
+            f"config.data.class_uniform_share is {config.data.class_uniform_share}; "
+            "set a share of the epoch, from 0 to 1"
+        )
     _one_of("folder.label_format", config.folder.label_format, typing.get_args(LabelFormat))
     if config.data.source in ("cityscapes", "tfds"):
         for key in ("data.train_split", "data.eval_split"):

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import os
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -14,8 +15,10 @@ from regseg_jax.checkpoint import CheckpointManager
 from regseg_jax.config import PRECISIONS, load_config
 from regseg_jax.data import classes, sources, synthetic
 from regseg_jax.data.augment import AugmentConfig, resize_and_normalize
+from regseg_jax.data.centroids import load_centroids
 from regseg_jax.data.cityscapes import load_cityscapes
 from regseg_jax.data.folders import load_folder
+from regseg_jax.data.sampling import ClassUniformEpochs, Sampler, ShuffledEpochs
 from regseg_jax.losses import bootstrapped_cross_entropy, cross_entropy
 from regseg_jax.models import RegSeg, create_model
 from regseg_jax.optim import Schedule, create_learning_rate_fn, create_optimizer
@@ -77,6 +80,32 @@ def create_source(config: ConfigDict, split: str) -> sources.Source:
         height=height,
         width=width,
         seed=2 * config.seed + (split == "val"),
+    )
+
+
+def create_sampler(
+    config: ConfigDict, source: sources.Source, workdir: str | os.PathLike
+) -> Sampler:
+    """The order of training; finds the classes' centroids where it needs them.
+
+    Raises:
+      ValueError: if the split is smaller than a batch, or the file of centroids is of another
+        data set.
+    """
+    if not config.data.class_uniform_share:
+        return ShuffledEpochs(len(source), config.global_batch_size, config.seed)
+    centroids = load_centroids(
+        config.data.centroid_file or pathlib.Path(workdir) / "centroids.npz",
+        source,
+        get_class_table(config).num_classes,
+        config.data.tile_size,
+    )
+    return ClassUniformEpochs(
+        num_examples=len(source),
+        global_batch_size=config.global_batch_size,
+        seed=config.seed,
+        centroids=centroids,
+        share=config.data.class_uniform_share,
     )
 
 
