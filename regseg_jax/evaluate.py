@@ -187,7 +187,10 @@ def evaluate_run(config: ConfigDict, workdir: str | os.PathLike) -> Scores:
         size_multiple=config.eval.size_multiple,
     )
     if is_main_process():
-        print(f"checkpoint of step {trained.step}, {len(source)} images")
+        name = run.name_evaluation(saved.data.train_split, config.data.eval_split)
+        print(f"{name}: checkpoint of step {trained.step}, {len(source)} images")
+        if name != config.data.eval_split:
+            print("the run was trained on these images: the scores say little of others")
         print(format_scores(evaluation.scores, class_table))
         for name, panel in evaluation.panels.items():
             path = pathlib.Path(workdir) / "evaluation" / f"{name}.png"

@@ -33,6 +33,9 @@ CLASS_TABLES = {
     "tfds": classes.CITYSCAPES,
 }
 
+# The splits that are made of others.
+_PARTS = {"trainval": {"train", "val"}}
+
 
 def get_class_table(config: ConfigDict) -> classes.ClassTable:
     """The classes of the config's data set.
@@ -60,6 +63,10 @@ def create_source(config: ConfigDict, split: str) -> sources.Source:
             return sources.load_camvid(data.data_dir, split, class_table)
         case "cityscapes":
             return load_cityscapes(data.data_dir, split, class_table)
+        case "tfds":
+            from regseg_jax.data.tfds_source import TfdsCityscapes  # takes seconds to import
+
+            return TfdsCityscapes(data.data_dir, split, class_table)
         case "folder":
             return load_folder(
                 data.data_dir,
@@ -81,6 +88,15 @@ def create_source(config: ConfigDict, split: str) -> sources.Source:
         width=width,
         seed=2 * config.seed + (split == "val"),
     )
+
+
+def name_evaluation(train_split: str, eval_split: str) -> str:
+    """The evaluation's name in logs and metrics: `val`, or `val_trained_on`.
+
+    The latter where training saw images of the split, so that its scores say little of others.
+    """
+    train_parts, eval_parts = (_PARTS.get(split, {split}) for split in (train_split, eval_split))
+    return f"{eval_split}_trained_on" if train_parts & eval_parts else eval_split
 
 
 def create_sampler(

@@ -115,7 +115,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Evaluation | None:
         size_multiple=config.eval.size_multiple,
     )
     eval_every_steps = config.eval.every_epochs * sampler.steps_per_epoch
-    split = config.data.eval_split
+    split = run.name_evaluation(config.data.train_split, config.data.eval_split)
 
     # --- The loop.
     evaluation = None
@@ -136,6 +136,11 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Evaluation | None:
         ) as progress,
     ):
         recent = _RecentLosses(workdir)
+        if split != config.data.eval_split:
+            progress.write(
+                f"the {config.data.eval_split} images are trained on (train_split is "
+                f"{config.data.train_split}): their scores, {split}/*, say little of other images"
+            )
         if step:
             progress.write(f"going on from the checkpoint of step {step}")
         while step < num_steps:

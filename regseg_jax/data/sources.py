@@ -105,12 +105,12 @@ class FolderSource:
         return fingerprint_files(paths, self.class_table)
 
 
-def fingerprint_files(paths: list[str], class_table: ClassTable) -> Fingerprint:
-    """The fingerprint of a data set of these files."""
+def fingerprint_files(paths: list[str], class_table: ClassTable, split: str = "") -> Fingerprint:
+    """The fingerprint of a data set of these files, and of a split where they hold several."""
     names = [pathlib.Path(path).name for path in paths]
     stats = [os.stat(path) for path in paths]
     versions = [(stat.st_size, stat.st_mtime_ns) for stat in stats]
-    data_set = [names, dataclasses.asdict(class_table)]
+    data_set = [split, names, dataclasses.asdict(class_table)]
     digests = (hashlib.sha256(json.dumps(x).encode()).hexdigest() for x in (data_set, versions))
     return Fingerprint(*digests)
 
