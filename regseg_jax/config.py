@@ -18,7 +18,7 @@ LOSSES = ("cross_entropy", "bootstrapped_cross_entropy")
 
 # What may change between the starts of one run, for it does not change the result.
 _MAY_CHANGE = ("data.data_dir", "data.num_workers", "data.check", "log_every_steps")
-_MAY_CHANGE += ("data.centroid_file",)
+_MAY_CHANGE += ("data.centroid_file", "data.cache_dir")
 _MAY_CHANGE += ("checkpoint_every_steps", "eval.num_panels")
 
 
@@ -43,6 +43,7 @@ def create_default_config() -> ConfigDict:
     config.data.eval_split = "val"
     config.data.num_workers = 2  # processes that decode images; 0: a thread of this process
     config.data.check = True  # decode every file once before a new run starts
+    config.data.cache_dir = ""  # decoded images are kept there and read again; "": none are
     config.data.class_uniform_share = 0.0  # of an epoch, see ClassUniformEpochs; 0: none
     config.data.tile_size = 1024  # centroids are found in squares of this side
     config.data.centroid_file = ""  # where they are kept; "": in the run's folder

@@ -15,6 +15,7 @@ from regseg_jax.checkpoint import CheckpointManager
 from regseg_jax.config import PRECISIONS, load_config
 from regseg_jax.data import classes, sources, synthetic
 from regseg_jax.data.augment import AugmentConfig, resize_and_normalize
+from regseg_jax.data.cache import load_cached
 from regseg_jax.data.centroids import load_centroids
 from regseg_jax.data.cityscapes import load_cityscapes
 from regseg_jax.data.folders import load_folder
@@ -88,6 +89,13 @@ def create_source(config: ConfigDict, split: str) -> sources.Source:
         width=width,
         seed=2 * config.seed + (split == "val"),
     )
+
+
+def cache_source(config: ConfigDict, source: sources.Source, split: str) -> sources.Source:
+    """The same examples from the cache of decoded ones, where the config asks for it."""
+    if not config.data.cache_dir:
+        return source
+    return load_cached(config.data.cache_dir, f"{config.data.source}_{split}", source)
 
 
 def name_evaluation(train_split: str, eval_split: str) -> str:

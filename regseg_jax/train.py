@@ -73,6 +73,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Evaluation | None:
             _check(train_source, "checking the training images")
             _check(eval_source, "checking the evaluation images")
     with main_process_first():
+        train_source = run.cache_source(config, train_source, config.data.train_split)
+        eval_source = run.cache_source(config, eval_source, config.data.eval_split)
         sampler = run.create_sampler(config, train_source, workdir)
 
     # --- Model, optimizer, state.
