@@ -29,7 +29,7 @@ from regseg_jax.tables import format_table
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, a file of configs/.")
 _NUM_IMAGES = flags.DEFINE_integer("num_images", 40, "Images that each way is timed on.")
-_MAGNITUDE = 0.2  # of RandAugment (paper, section 4.1)
+_MAGNITUDE = 0.2  # of RandAugment in the paper's recipe
 
 
 def augment_with_pillow(
