@@ -2,7 +2,7 @@
 # Trains on one machine with a process a GPU. (One process drives all GPUs of a machine as well:
 # then no script is needed. Separate processes decode images in parallel without sharing a GIL.)
 #
-#   launch/local.sh 8 --config=configs/camvid.py --workdir=RUN --config.data.data_dir=DIR
+#   launch/local.sh 8 --config=configs/camvid_scratch.py --workdir=RUN --config.data.data_dir=DIR
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

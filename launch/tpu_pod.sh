@@ -2,7 +2,7 @@
 # Trains on a Cloud TPU pod slice: copies the project to every host and starts it on all of them.
 # JAX finds the other hosts through the TPU's metadata.
 #
-#   ZONE=us-central2-b launch/tpu_pod.sh TPU_NAME --config=configs/camvid.py \
+#   ZONE=us-central2-b launch/tpu_pod.sh TPU_NAME --config=configs/camvid_scratch.py \
 #     --workdir=/mnt/shared/RUN --config.data.data_dir=/mnt/disks/camvid
 #
 # The data has to be on every host at the same path. The workdir has to be on a shared mount.

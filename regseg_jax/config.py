@@ -4,18 +4,21 @@ import json
 import os
 import pathlib
 import tempfile
+import typing
 
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from regseg_jax.data.decode import LabelFormat
 from regseg_jax.models import variants
 
 PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
-SOURCES = ("camvid", "synthetic")
+SOURCES = ("camvid", "synthetic", "cityscapes", "tfds", "folder")
 LOSSES = ("cross_entropy", "bootstrapped_cross_entropy")
 
 # What may change between the starts of one run, for it does not change the result.
 _MAY_CHANGE = ("data.data_dir", "data.num_workers", "data.check", "log_every_steps")
+_MAY_CHANGE += ("data.centroid_file", "data.cache_dir")
 _MAY_CHANGE += ("checkpoint_every_steps", "eval.num_panels")
 
 
@@ -34,15 +37,29 @@ def create_default_config() -> ConfigDict:
     config.checkpoint_every_steps = 1000  # beside the one after each evaluation
 
     config.data = ConfigDict()
-    config.data.source = "camvid"  # camvid or synthetic
+    config.data.source = "camvid"  # one of SOURCES
     config.data.data_dir = ""
     config.data.train_split = "train"
     config.data.eval_split = "val"
     config.data.num_workers = 2  # processes that decode images; 0: a thread of this process
     config.data.check = True  # decode every file once before a new run starts
+    config.data.cache_dir = ""  # decoded images are kept there and read again; "": none are
+    config.data.class_uniform_share = 0.0  # of an epoch, see ClassUniformEpochs; 0: none
+    config.data.tile_size = 1024  # centroids are found in squares of this side
+    config.data.centroid_file = ""  # where they are kept; "": in the run's folder
     config.data.synthetic_size = (120, 160)
     config.data.synthetic_train_examples = 2000
     config.data.synthetic_eval_examples = 100
+
+    # A data set of one's own: data.source "folder"; see docs/own_data.md.
+    config.folder = ConfigDict()
+    config.folder.image_dir = "{split}/images"  # inside data_dir
+    config.folder.label_dir = "{split}/labels"
+    config.folder.label_stem = "{stem}"  # a label file's name without suffix, from its image's
+    config.folder.label_format = "ids"  # ids, train_ids or colors
+    config.folder.classes = ()  # rows of (training id, name, (red, green, blue), label id)
+    config.folder.ignored_label_ids = (255,)
+    config.folder.ignored_colors = ()
 
     config.augment = ConfigDict()
     config.augment.crop_size = (768, 768)
@@ -65,6 +82,7 @@ def create_default_config() -> ConfigDict:
 
     config.eval = ConfigDict()
     config.eval.image_size = ()  # images are resized to it; (): left as they are
+    config.eval.size_multiple = 1  # where sizes differ, pad to multiples of it: fewer to compile
     config.eval.batch_size = 8  # over all devices
     config.eval.every_epochs = 10
     config.eval.num_panels = 4  # pictures drawn at each evaluation
@@ -83,10 +101,12 @@ def validate_config(config: ConfigDict) -> None:
     _one_of("loss.name", config.loss.name, LOSSES)
     for key in (
         "global_batch_size",
+        "data.tile_size",
         "num_epochs",
         "log_every_steps",
         "checkpoint_every_steps",
         "eval.batch_size",
+        "eval.size_multiple",
         "eval.every_epochs",
     ):
         value = _flatten(config)[key]
@@ -96,6 +116,19 @@ def validate_config(config: ConfigDict) -> None:
         size = _flatten(config)[key]
         if len(size) != 2 and not (key == "eval.image_size" and len(size) == 0):
             raise ValueError(f"config.{key} is {size!r}; set (height, width)")
+    if not 0 <= config.data.class_uniform_share <= 1:
+        raise ValueError(
+            f"config.data.class_uniform_share is {config.data.class_uniform_share}; "
+            "set a share of the epoch, from 0 to 1"
+        )
+    _one_of("folder.label_format", config.folder.label_format, typing.get_args(LabelFormat))
+    if config.data.source in ("cityscapes", "tfds"):
+        for key in ("data.train_split", "data.eval_split"):
+            if _flatten(config)[key] == "test":
+                raise ValueError(
+                    f"config.{key} is 'test', whose labels are not public; use train, val or "
+                    "trainval"
+                )
     if config.data.source != "synthetic" and not config.data.data_dir:
         raise ValueError(
             "config.data.data_dir is empty; add --config.data.data_dir=FOLDER, the folder that "
@@ -115,8 +148,12 @@ def _flatten(config: ConfigDict) -> dict[str, object]:
         if isinstance(value, ConfigDict):
             flat |= {f"{key}.{k}": v for k, v in _flatten(value).items()}
         else:
-            flat[key] = list(value) if isinstance(value, tuple) else value
+            flat[key] = _to_lists(value)
     return flat
+
+
+def _to_lists(value: object) -> object:
+    return [_to_lists(x) for x in value] if isinstance(value, tuple | list) else value
 
 
 def claim_workdir(config: ConfigDict, workdir: str | os.PathLike) -> bool:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from regseg_jax import run
 from regseg_jax.config import check_same_run, load_config, validate_config
 from regseg_jax.data.classes import ClassTable
-from regseg_jax.data.pipeline import Batch, ProcessShare, create_eval_iterator
+from regseg_jax.data.pipeline import Batch, EvalPlan, ProcessShare, create_eval_iterator
 from regseg_jax.data.sources import Source
 from regseg_jax.metrics import ConfusionMatrix, Scores
 from regseg_jax.models import RegSeg
@@ -69,30 +69,31 @@ def evaluate(
     global_batch_size: int,
     num_workers: int,
     num_panels: int,
+    size_multiple: int = 1,
 ) -> Evaluation:
     """Runs every image of source through eval_step once, whatever the batch size and devices.
 
     Args:
       eval_step: see `jit_eval_step`.
       variables: params and batch_stats, replicated.
-      source: examples of one size.
+      source: examples; each size among them compiles once.
       class_table: for the pictures.
       mesh: of the run.
       global_batch_size: over all devices.
       num_workers: processes that decode.
       num_panels: of examples evenly spread over the split; only those that the main process
         reads are drawn.
+      size_multiple: images of differing sizes are padded to multiples of it, see `EvalPlan`.
     """
     share = ProcessShare(jax.process_index(), jax.process_count())
     drawn = set(np.linspace(0, len(source) - 1, num_panels, dtype=int).tolist())
     total, panels = ConfusionMatrix.empty(class_table.num_classes), {}
-    with create_eval_iterator(
-        source, share, global_batch_size=global_batch_size, num_workers=num_workers
-    ) as batches:
+    plan = EvalPlan.create(source, global_batch_size, size_multiple)
+    with create_eval_iterator(source, plan, share, num_workers=num_workers) as batches:
         for batch, predictions, confusion_matrix in tqdm(
             _run(eval_step, variables, batches, mesh),
             desc="evaluating",
-            total=-(-len(source) // global_batch_size),
+            total=plan.num_batches,
             unit="batch",
             leave=False,
             disable=None if is_main_process() else True,  # None: shown in a terminal only
@@ -183,9 +184,13 @@ def evaluate_run(config: ConfigDict, workdir: str | os.PathLike) -> Scores:
         global_batch_size=config.eval.batch_size,
         num_workers=config.data.num_workers,
         num_panels=config.eval.num_panels,
+        size_multiple=config.eval.size_multiple,
     )
     if is_main_process():
-        print(f"checkpoint of step {trained.step}, {len(source)} images")
+        name = run.name_evaluation(saved.data.train_split, config.data.eval_split)
+        print(f"{name}: checkpoint of step {trained.step}, {len(source)} images")
+        if name != config.data.eval_split:
+            print("the run was trained on these images: the scores say little of others")
         print(format_scores(evaluation.scores, class_table))
         for name, panel in evaluation.panels.items():
             path = pathlib.Path(workdir) / "evaluation" / f"{name}.png"

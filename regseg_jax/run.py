@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import os
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -14,22 +15,41 @@ from regseg_jax.checkpoint import CheckpointManager
 from regseg_jax.config import PRECISIONS, load_config
 from regseg_jax.data import classes, sources, synthetic
 from regseg_jax.data.augment import AugmentConfig, resize_and_normalize
+from regseg_jax.data.cache import load_cached
+from regseg_jax.data.centroids import load_centroids
+from regseg_jax.data.cityscapes import load_cityscapes
+from regseg_jax.data.folders import load_folder
+from regseg_jax.data.sampling import ClassUniformEpochs, Sampler, ShuffledEpochs
 from regseg_jax.losses import bootstrapped_cross_entropy, cross_entropy
 from regseg_jax.models import RegSeg, create_model
 from regseg_jax.optim import Schedule, create_learning_rate_fn, create_optimizer
 from regseg_jax.steps import LossFn
 from regseg_jax.train_state import TrainState, create_train_state
 
+# Of the data sets whose classes are their own; those of "folder" are the config's.
 CLASS_TABLES = {
     "camvid": classes.CAMVID,
     "synthetic": classes.CAMVID,
-    "cityscapes": classes.CITYSCAPES,  # of imported weights; there is no loader for it yet
+    "cityscapes": classes.CITYSCAPES,
+    "tfds": classes.CITYSCAPES,
 }
+
+# The splits that are made of others.
+_PARTS = {"trainval": {"train", "val"}}
 
 
 def get_class_table(config: ConfigDict) -> classes.ClassTable:
-    """The classes of the config's data set."""
-    return CLASS_TABLES[config.data.source]
+    """The classes of the config's data set.
+
+    Raises:
+      ValueError: if the config's own class table has a gap or a duplicate.
+    """
+    if config.data.source != "folder":
+        return CLASS_TABLES[config.data.source]
+    folder = config.folder
+    return classes.create_class_table(
+        "config.folder.classes", folder.classes, folder.ignored_label_ids, folder.ignored_colors
+    )
 
 
 def create_source(config: ConfigDict, split: str) -> sources.Source:
@@ -38,9 +58,26 @@ def create_source(config: ConfigDict, split: str) -> sources.Source:
     Raises:
       ValueError: if files are missing; names them.
     """
-    data = config.data
-    if data.source == "camvid":
-        return sources.load_camvid(data.data_dir, split, get_class_table(config))
+    data, class_table = config.data, get_class_table(config)
+    match data.source:
+        case "camvid":
+            return sources.load_camvid(data.data_dir, split, class_table)
+        case "cityscapes":
+            return load_cityscapes(data.data_dir, split, class_table)
+        case "tfds":
+            from regseg_jax.data.tfds_source import TfdsCityscapes  # takes seconds to import
+
+            return TfdsCityscapes(data.data_dir, split, class_table)
+        case "folder":
+            return load_folder(
+                data.data_dir,
+                split,
+                class_table,
+                image_dir=config.folder.image_dir,
+                label_dir=config.folder.label_dir,
+                label_stem=config.folder.label_stem,
+                label_format=config.folder.label_format,
+            )
     sizes = {"train": data.synthetic_train_examples, "val": data.synthetic_eval_examples}
     if split not in sizes:
         raise ValueError(f"the synthetic data set has no split {split!r}; use train or val")
@@ -51,6 +88,48 @@ def create_source(config: ConfigDict, split: str) -> sources.Source:
         height=height,
         width=width,
         seed=2 * config.seed + (split == "val"),
+    )
+
+
+def cache_source(config: ConfigDict, source: sources.Source, split: str) -> sources.Source:
+    """The same examples from the cache of decoded ones, where the config asks for it."""
+    if not config.data.cache_dir:
+        return source
+    return load_cached(config.data.cache_dir, f"{config.data.source}_{split}", source)
+
+
+def name_evaluation(train_split: str, eval_split: str) -> str:
+    """The evaluation's name in logs and metrics: `val`, or `val_trained_on`.
+
+    The latter where training saw images of the split, so that its scores say little of others.
+    """
+    train_parts, eval_parts = (_PARTS.get(split, {split}) for split in (train_split, eval_split))
+    return f"{eval_split}_trained_on" if train_parts & eval_parts else eval_split
+
+
+def create_sampler(
+    config: ConfigDict, source: sources.Source, workdir: str | os.PathLike
+) -> Sampler:
+    """The order of training; finds the classes' centroids where it needs them.
+
+    Raises:
+      ValueError: if the split is smaller than a batch, or the file of centroids is of another
+        data set.
+    """
+    if not config.data.class_uniform_share:
+        return ShuffledEpochs(len(source), config.global_batch_size, config.seed)
+    centroids = load_centroids(
+        config.data.centroid_file or pathlib.Path(workdir) / "centroids.npz",
+        source,
+        get_class_table(config).num_classes,
+        config.data.tile_size,
+    )
+    return ClassUniformEpochs(
+        num_examples=len(source),
+        global_batch_size=config.global_batch_size,
+        seed=config.seed,
+        centroids=centroids,
+        share=config.data.class_uniform_share,
     )
 
 

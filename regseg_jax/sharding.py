@@ -1,9 +1,12 @@
 """The device mesh, how arrays lie on it, and the processes of a run."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 BATCH_AXIS = "data"
@@ -51,3 +54,15 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 def is_main_process() -> bool:
     """Whether this process writes logs and pictures."""
     return jax.process_index() == 0
+
+
+@contextlib.contextmanager
+def main_process_first() -> Iterator[None]:
+    """The other processes enter when the main one has left: they find the files that it made."""
+    if not is_main_process():
+        multihost_utils.sync_global_devices("main process first")
+    try:
+        yield
+    finally:
+        if is_main_process():
+            multihost_utils.sync_global_devices("main process first")

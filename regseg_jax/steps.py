@@ -16,7 +16,7 @@ from regseg_jax.train_state import TrainState
 
 Batch = dict[str, Array]
 LossFn = Callable[[Array, Array], Array]
-AugmentFn = Callable[[Array, Array, Array], tuple[Array, Array]]
+AugmentFn = Callable[..., tuple[Array, Array]]
 
 
 def create_train_step(
@@ -34,7 +34,8 @@ def create_train_step(
       tx: turns gradients into a direction; the step multiplies in the learning rate.
       learning_rate_fn: of the step's number.
       loss_fn: (logits f32[B, h, w, num_classes], labels i32[B, h, w]) -> f32[].
-      augment_fn: (images, labels, rng) -> (f32[B, h, w, 3], i32[B, h, w]).
+      augment_fn: (images, labels, rng, **the batch's other entries) -> (f32[B, h, w, 3],
+        i32[B, h, w]).
       rng: of the run; each step folds in its number.
 
     Returns:
@@ -45,8 +46,9 @@ def create_train_step(
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        placing = {name: x for name, x in batch.items() if name not in ("image", "label")}
         images, labels = augment_fn(
-            batch["image"], batch["label"], jax.random.fold_in(rng, state.step)
+            batch["image"], batch["label"], jax.random.fold_in(rng, state.step), **placing
         )
 
         def compute_loss(params: Any) -> tuple[Array, Any]:

@@ -21,13 +21,19 @@ from regseg_jax import run
 from regseg_jax.checkpoint import CheckpointManager
 from regseg_jax.data.augment import augment
 from regseg_jax.data.pipeline import ProcessShare, create_train_iterator
-from regseg_jax.data.sampling import ShuffledEpochs
+from regseg_jax.data.sampling import check_epoch_size
 from regseg_jax.data.sources import Source, check_source
 from regseg_jax.environment import describe_environment
 from regseg_jax.evaluate import Evaluation, evaluate, format_scores, jit_eval_step, named_scores
 from regseg_jax.metric_writer import METRICS_FILE, MetricWriter, read_metrics
 from regseg_jax.progress import ProgressBar
-from regseg_jax.sharding import create_mesh, is_main_process, replicated, shard_batch
+from regseg_jax.sharding import (
+    create_mesh,
+    is_main_process,
+    main_process_first,
+    replicated,
+    shard_batch,
+)
 from regseg_jax.steps import create_train_step
 from regseg_jax.train_state import create_train_state
 from regseg_jax.visualize import draw_class_iou, draw_curves, save_png
@@ -57,8 +63,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Evaluation | None:
     eval_source = run.create_source(config, config.data.eval_split)
     mesh = create_mesh(config.global_batch_size)
     create_mesh(config.eval.batch_size)
+    check_epoch_size(len(train_source), config.global_batch_size)
     share = ProcessShare(jax.process_index(), jax.process_count())
-    sampler = ShuffledEpochs(len(train_source), config.global_batch_size, config.seed)
     if is_main_process():
         is_new = config_lib.claim_workdir(config, workdir)
         environment = json.dumps(describe_environment(), indent=1)
@@ -66,6 +72,10 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Evaluation | None:
         if is_new and config.data.check and config.data.source != "synthetic":
             _check(train_source, "checking the training images")
             _check(eval_source, "checking the evaluation images")
+    with main_process_first():
+        train_source = run.cache_source(config, train_source, config.data.train_split)
+        eval_source = run.cache_source(config, eval_source, config.data.eval_split)
+        sampler = run.create_sampler(config, train_source, workdir)
 
     # --- Model, optimizer, state.
     num_steps = config.num_epochs * sampler.steps_per_epoch
@@ -108,9 +118,10 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Evaluation | None:
         global_batch_size=config.eval.batch_size,
         num_workers=config.data.num_workers,
         num_panels=config.eval.num_panels,
+        size_multiple=config.eval.size_multiple,
     )
     eval_every_steps = config.eval.every_epochs * sampler.steps_per_epoch
-    split = config.data.eval_split
+    split = run.name_evaluation(config.data.train_split, config.data.eval_split)
 
     # --- The loop.
     evaluation = None
@@ -131,6 +142,11 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Evaluation | None:
         ) as progress,
     ):
         recent = _RecentLosses(workdir)
+        if split != config.data.eval_split:
+            progress.write(
+                f"the {config.data.eval_split} images are trained on (train_split is "
+                f"{config.data.train_split}): their scores, {split}/*, say little of other images"
+            )
         if step:
             progress.write(f"going on from the checkpoint of step {step}")
         while step < num_steps:

@@ -64,6 +64,10 @@ def test_unknown_key_raises(config):
         ("log_every_steps", 0, r"config\.log_every_steps is 0"),
         ("checkpoint_every_steps", 0, r"config\.checkpoint_every_steps is 0"),
         ("eval.batch_size", 0, r"config\.eval\.batch_size is 0"),
+        ("eval.size_multiple", 0, r"config\.eval\.size_multiple is 0; set a whole number"),
+        ("data.tile_size", 0, r"config\.data\.tile_size is 0; set a whole number"),
+        ("data.class_uniform_share", 1.5, r"share is 1\.5; set a share of the epoch, from 0 to 1"),
+        ("folder.label_format", "png", r"config\.folder\.label_format is 'png'; use one of ids, "),
         ("eval.every_epochs", 0, r"config\.eval\.every_epochs is 0"),
         (
             "augment.crop_size",

@@ -125,6 +125,14 @@ def test_sigterm_saves_and_goes_on(whole_run, tmp_path):
     assert_same_end(tmp_path, whole_run)
 
 
+def test_scores_of_images_that_were_trained_on_are_named_so(tmp_path):
+    _, err = finish(start(tmp_path, "data.eval_split=train", "num_epochs=1"))
+    assert "the train images are trained on" in err
+    keys = set().union(*map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines()))
+    assert "train_trained_on/mean_iou" in keys
+    assert not any(key.startswith("train/iou") or key == "train/mean_iou" for key in keys)
+
+
 def test_another_config_is_refused_and_nothing_changes(whole_run):
     before = (whole_run / "config.json").read_bytes()
     process = start(whole_run, "optimizer.learning_rate=0.5")

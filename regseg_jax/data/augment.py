@@ -60,31 +60,50 @@ class Placement(NamedTuple):
     flip: Array
 
 
-def draw_placement(rng: Array, image_size: tuple[int, int], config: AugmentConfig) -> Placement:
+def draw_placement(
+    rng: Array,
+    image_size: tuple[int, int] | Array,
+    config: AugmentConfig,
+    centroid: Array | None = None,
+) -> Placement:
     """Draws scale, position and flip of one image.
 
-    Where the resized image is larger than the crop, the crop lies uniformly inside it; where it
-    is smaller, it lies uniformly inside the crop and the rest is padding.
+    Where the resized image is larger than the crop, the crop lies uniformly inside it, or, with a
+    centroid, uniformly such that it holds the centroid and is then moved inside the image; where
+    it is smaller, it lies uniformly inside the crop and the rest is padding.
 
     Args:
       rng: a PRNG key.
       image_size: height and width in pixels.
       config: the ranges.
+      centroid: i32[2], row and column of a pixel of the image; -1, -1 or None for none.
     """
     scale_rng, start_rng, flip_rng = jax.random.split(rng, 3)
     shorter = jax.random.randint(
         scale_rng, (), config.min_shorter_side, config.max_shorter_side + 1
     )
     sides = jnp.array(image_size)
-    size = shorter * sides // min(image_size)
-    slack = size - jnp.array(config.crop_size)
-    start = jax.random.randint(start_rng, (2,), jnp.minimum(slack, 0), jnp.maximum(slack, 0) + 1)
+    size = shorter * sides // sides.min()
+    crop_size = jnp.array(config.crop_size)
+    slack = size - crop_size
+    low, high = jnp.minimum(slack, 0), jnp.maximum(slack, 0)
+    if centroid is None:
+        start = jax.random.randint(start_rng, (2,), low, high + 1)
+    else:
+        held = (centroid >= 0) & (slack > 0)
+        center = centroid * size // sides
+        first, last = jnp.where(held, center - crop_size + 1, low), jnp.where(held, center, high)
+        start = jnp.clip(jax.random.randint(start_rng, (2,), first, last + 1), low, high)
     flip = jax.random.bernoulli(flip_rng, config.flip_probability)
     return Placement(size, start, flip)
 
 
 def apply_placement(
-    image: Array, label: Array, placement: Placement, crop_size: tuple[int, int]
+    image: Array,
+    label: Array,
+    placement: Placement,
+    crop_size: tuple[int, int],
+    image_size: Array | None = None,
 ) -> tuple[Array, Array]:
     """Resizes, crops, pads and flips an image and its label.
 
@@ -93,21 +112,32 @@ def apply_placement(
       label: uint8[H, W].
       placement: where the resized image lies.
       crop_size: height and width of the result.
+      image_size: i32[2], the image's true height and width where padding follows below and to
+        the right; None where there is none. No padding shows in the result.
 
     Returns:
       The image f32[h, w, 3] in [0, 255], padded with the mean colour, and the label
       i32[h, w], padded with `IGNORE_LABEL`.
     """
-    in_size = jnp.array(label.shape)
+    in_size = jnp.array(label.shape) if image_size is None else image_size
+    pixels = image.astype(jnp.float32)
+    if image_size is not None:
+        # With its own coverage as a fourth channel: what padding adds to a pixel is taken out by
+        # the division, as Pillow weighs only what is inside the image.
+        row, column = (jnp.arange(n) < side for n, side in zip(label.shape, in_size, strict=True))
+        covered = (row[:, None] & column)[..., None].astype(jnp.float32)
+        pixels = jnp.concatenate([pixels * covered, covered], axis=-1)
     pixels = jax.image.scale_and_translate(
-        image.astype(jnp.float32),
-        (*crop_size, image.shape[-1]),
+        pixels,
+        (*crop_size, pixels.shape[-1]),
         spatial_dims=(0, 1),
         scale=placement.size / in_size,
         translation=-placement.start.astype(jnp.float32),
         method="bilinear",
         antialias=True,
     )
+    if image_size is not None:
+        pixels = pixels[..., :3] / jnp.maximum(pixels[..., 3:], 1e-6)
     rows, columns = (
         start + jnp.arange(length) for start, length in zip(placement.start, crop_size, strict=True)
     )
@@ -126,7 +156,14 @@ def apply_placement(
     return tuple(jnp.where(placement.flip, x[:, ::-1], x) for x in (pixels, labels))
 
 
-def augment(images: Array, labels: Array, rng: Array, config: AugmentConfig) -> tuple[Array, Array]:
+def augment(
+    images: Array,
+    labels: Array,
+    rng: Array,
+    config: AugmentConfig,
+    size: Array | None = None,
+    centroid: Array | None = None,
+) -> tuple[Array, Array]:
     """Augments and normalises a batch, every image by a draw of its own.
 
     Args:
@@ -134,17 +171,23 @@ def augment(images: Array, labels: Array, rng: Array, config: AugmentConfig) -> 
       labels: uint8[B, H, W], training ids or `IGNORE_LABEL`.
       rng: a PRNG key; the same key gives the same batch on any number of devices.
       config: the ranges.
+      size: i32[B, 2], each image's true height and width, where sizes differ and the images are
+        padded below and to the right.
+      centroid: i32[B, 2], row and column that the crop holds; -1, -1 for a crop anywhere.
 
     Returns:
       f32[B, h, w, 3], normalised, and i32[B, h, w].
     """
 
-    def augment_one(image: Array, label: Array, key: Array) -> tuple[Array, Array]:
-        placement = draw_placement(key, label.shape, config)
-        return apply_placement(image, label, placement, config.crop_size)
+    def augment_one(
+        image: Array, label: Array, key: Array, size: Array | None, centroid: Array | None
+    ) -> tuple[Array, Array]:
+        true_size = label.shape if size is None else size
+        placement = draw_placement(key, true_size, config, centroid)
+        return apply_placement(image, label, placement, config.crop_size, size)
 
     keys = jax.random.split(rng, images.shape[0])
-    images, labels = jax.vmap(augment_one)(images, labels, keys)
+    images, labels = jax.vmap(augment_one)(images, labels, keys, size, centroid)
     return normalize(images), labels
 
 

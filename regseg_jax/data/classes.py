@@ -1,8 +1,10 @@
 """The class tables: names, colours and raw label values, a row a class."""
 
 import dataclasses
+from collections.abc import Sequence
 
 IGNORE_LABEL = 255
+_MAX_CLASSES = 254  # a training id is 8 bits: 255 is ignored, 254 marks a fault while decoding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,10 +28,78 @@ class ClassTable:
     ignored_label_ids: tuple[int, ...] = (IGNORE_LABEL,)
     ignored_colors: tuple[tuple[int, int, int], ...] = ()
 
+    def __post_init__(self) -> None:
+        """Raises ValueError where a value has two meanings."""
+        for what, values in (
+            ("class name", self.class_names),
+            ("colour", self.colors + self.ignored_colors),
+            ("label id", self.label_ids + self.ignored_label_ids),
+        ):
+            if twice := sorted(value for value in set(values) if values.count(value) > 1):
+                raise ValueError(
+                    f"the class table {self.name!r} has the {what} {twice[0]!r} twice; "
+                    "give it one meaning"
+                )
+        if not 1 <= self.num_classes <= _MAX_CLASSES:
+            raise ValueError(
+                f"the class table {self.name!r} has {self.num_classes} classes; "
+                f"give 1 to {_MAX_CLASSES}"
+            )
+
     @property
     def num_classes(self) -> int:
         """The number of classes that are trained and scored."""
         return len(self.class_names)
+
+
+def create_class_table(
+    name: str,
+    rows: Sequence[tuple[int, str, Sequence[int], int]],
+    ignored_label_ids: Sequence[int] = (IGNORE_LABEL,),
+    ignored_colors: Sequence[Sequence[int]] = (),
+) -> ClassTable:
+    """A table from a config's rows.
+
+    Args:
+      name: see `ClassTable`.
+      rows: (training id, name, (red, green, blue), raw label id) for each class, in any order.
+      ignored_label_ids: see `ClassTable`.
+      ignored_colors: see `ClassTable`.
+
+    Raises:
+      ValueError: names the row of another form, the gap in the training ids, or what is there
+        twice.
+    """
+    for row in rows:
+        if not _is_row(row):
+            raise ValueError(
+                f"the class table {name!r} has the row {row!r}; write (training id, name, "
+                "(red, green, blue), label id), the colour of whole numbers from 0 to 255"
+            )
+    rows = sorted(rows)
+    train_ids = [row[0] for row in rows]
+    for expected, train_id in enumerate(train_ids):
+        if train_id != expected:
+            fault = "twice" if train_id in train_ids[:expected] else f"but not {expected}"
+            raise ValueError(
+                f"the class table {name!r} has the training id {train_id} {fault}; "
+                f"number its {len(rows)} classes from 0 to {len(rows) - 1}, each once"
+            )
+    return ClassTable(
+        name=name,
+        class_names=tuple(row[1] for row in rows),
+        colors=tuple(tuple(row[2]) for row in rows),
+        label_ids=tuple(row[3] for row in rows),
+        ignored_label_ids=tuple(ignored_label_ids),
+        ignored_colors=tuple(tuple(color) for color in ignored_colors),
+    )
+
+
+def _is_row(row: object) -> bool:
+    match row:
+        case [int(), str(), [int(), int(), int()] as color, int(label_id)]:
+            return label_id >= 0 and all(0 <= channel <= 255 for channel in color)
+    return False
 
 
 # Name, colour, and value in the SegNet edition's label files. The order of the training ids is

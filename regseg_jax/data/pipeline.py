@@ -4,19 +4,22 @@ Batches are dicts of numpy arrays, this process's share of the global batch. Aug
 done here but on the device (`augment.py`).
 """
 
+import collections
 import contextlib
 import dataclasses
-import math
 from collections.abc import Iterator
 
 import grain
 import numpy as np
 
 from regseg_jax.data.classes import IGNORE_LABEL
-from regseg_jax.data.sampling import ShuffledEpochs
+from regseg_jax.data.sampling import Sampler
 from regseg_jax.data.sources import Source
 
 Batch = dict[str, np.ndarray]
+
+# What images of evaluation are padded with: ImageNet's mean colour, 0 after normalisation.
+_MEAN_COLOR = (124, 116, 104)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +48,7 @@ class _LoadTrainExample:
     """Maps a process's n-th example to the decoded example; picklable for worker processes."""
 
     source: Source
-    sampler: ShuffledEpochs
+    sampler: Sampler
     share: ProcessShare
 
     def __call__(self, n: int) -> Batch:
@@ -54,13 +57,33 @@ class _LoadTrainExample:
         place = (
             step * self.sampler.global_batch_size + self.share.index * local_batch_size + position
         )
-        example = self.source[self.sampler.example_index(place)]
-        return {"image": example["image"], "label": example["label"]}
+        draw = self.sampler.draw(place)
+        example = self.source[draw.index]
+        image, label, placing = example["image"], example["label"], {}
+        if self.source.image_sizes is not None:
+            placing["size"] = np.array(label.shape, np.int32)
+            image, label = _pad(image, label, tuple(np.max(self.source.image_sizes, axis=0)))
+        if draw.centroid is not None:
+            placing["centroid"] = np.array(draw.centroid, np.int32)
+        return {"image": image, "label": label, **placing}
+
+
+def _pad(
+    image: np.ndarray, label: np.ndarray, size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pads below and to the right with the mean colour and `IGNORE_LABEL`."""
+    height, width = label.shape
+    if (height, width) == tuple(size):
+        return image, label
+    padded_image, padded_label = np.empty((*size, 3), np.uint8), np.empty(size, np.uint8)
+    padded_image[:], padded_label[:] = _MEAN_COLOR, IGNORE_LABEL
+    padded_image[:height, :width], padded_label[:height, :width] = image, label
+    return padded_image, padded_label
 
 
 def create_train_iterator(
     source: Source,
-    sampler: ShuffledEpochs,
+    sampler: Sampler,
     share: ProcessShare,
     *,
     start_step: int,
@@ -73,7 +96,7 @@ def create_train_iterator(
     uninterrupted run would have read, whatever the number of workers.
 
     Args:
-      source: examples of one size.
+      source: images whose sizes differ are padded to the largest height and width of the split.
       sampler: the order.
       share: this process's part of each batch.
       start_step: the first step.
@@ -82,7 +105,9 @@ def create_train_iterator(
 
     Returns:
       A context manager, which ends the workers, of an iterator over
-      {"image": uint8[b, H, W, 3], "label": uint8[b, H, W]}, b the process's batch size.
+      {"image": uint8[b, H, W, 3], "label": uint8[b, H, W]}, b the process's batch size, with
+      "size": i32[b, 2], the true height and width, where sizes differ, and "centroid": i32[b, 2],
+      see `Draw`, where the sampler gives it.
     """
     local = share.local_batch_size(sampler.global_batch_size)
     dataset = (
@@ -94,39 +119,83 @@ def create_train_iterator(
 
 
 @dataclasses.dataclass(frozen=True)
+class EvalPlan:
+    """Which example stands where in an evaluation, and the size that it is padded to.
+
+    Batches hold images of one size. Where sizes differ, every image keeps its own
+    (`size_multiple` 1), so that it is scored exactly as `predict` sees it, and each size of the
+    split compiles once; a larger multiple pads to fewer sizes, which compile sooner.
+
+    Attributes:
+      entries: (example, index, size) for each place; a filler's index is at least the number of
+        examples, its label all ignored. The size is None where all images are of one.
+      global_batch_size: over all processes.
+    """
+
+    entries: tuple[tuple[int, int, tuple[int, int] | None], ...]
+    global_batch_size: int
+
+    @classmethod
+    def create(cls, source: Source, global_batch_size: int, size_multiple: int = 1) -> "EvalPlan":
+        """Plans a whole split: each example once, and fillers where a batch is not full."""
+        groups = collections.defaultdict(list)
+        for i in range(len(source)):
+            size = None
+            if source.image_sizes is not None:
+                size = tuple(
+                    -(-side // size_multiple) * size_multiple for side in source.image_sizes[i]
+                )
+            groups[size].append(i)
+        entries, num_fillers = [], 0
+        for size, examples in groups.items():
+            entries += [(i, i, size) for i in examples]
+            for _ in range(-len(examples) % global_batch_size):
+                entries.append((examples[-1], len(source) + num_fillers, size))
+                num_fillers += 1
+        return cls(tuple(entries), global_batch_size)
+
+    @property
+    def num_batches(self) -> int:
+        """Batches in the evaluation."""
+        return len(self.entries) // self.global_batch_size
+
+
+@dataclasses.dataclass(frozen=True)
 class _LoadEvalExample:
-    """Maps n to the n-th example, or past the end to one whose pixels are all ignored."""
+    """Maps a process's n-th place of the plan to its example."""
 
     source: Source
+    plan: EvalPlan
     share: ProcessShare
 
     def __call__(self, n: int) -> Batch:
-        index = n * self.share.count + self.share.index
-        example = self.source[min(index, len(self.source) - 1)]
-        label = example["label"]
+        example_index, index, size = self.plan.entries[n * self.share.count + self.share.index]
+        example = self.source[example_index]
+        image, label = example["image"], example["label"]
         if index >= len(self.source):
             label = np.full_like(label, IGNORE_LABEL)
-        return {"image": example["image"], "label": label, "index": np.int32(index)}
+        if size is not None:
+            image, label = _pad(image, label, size)
+        return {"image": image, "label": label, "index": np.int32(index)}
 
 
 def create_eval_iterator(
-    source: Source, share: ProcessShare, *, global_batch_size: int, num_workers: int
+    source: Source, plan: EvalPlan, share: ProcessShare, *, num_workers: int
 ) -> contextlib.AbstractContextManager[Iterator[Batch]]:
     """Iterates over a whole split once, each example exactly once over all processes.
 
-    The last batch is filled up with examples whose labels are all ignored, so that every process
-    has the same number of batches of the same size and none of it shows in the metrics.
+    Batches are filled up with examples whose labels are all ignored, so that every process
+    has the same number of batches of the same sizes and none of it shows in the metrics.
 
     Returns:
       A context manager of an iterator over {"image", "label"} as `create_train_iterator`
       makes them, and "index": int32[b], the example's index,
       at least len(source) for a filler.
     """
-    local = share.local_batch_size(global_batch_size)
-    num_batches = math.ceil(len(source) / global_batch_size)
+    local = share.local_batch_size(plan.global_batch_size)
     dataset = (
-        grain.MapDataset.range(num_batches * local)
-        .map(_LoadEvalExample(source, share))
+        grain.MapDataset.range(plan.num_batches * local)
+        .map(_LoadEvalExample(source, plan, share))
         .batch(local)
     )
     return _iterate(dataset, num_workers)

@@ -1,28 +1,52 @@
 """Data sets on disk as random-access sources of decoded examples.
 
-A source is a picklable object with `__len__` and `__getitem__`; an example is a dict of `image`
-uint8[H, W, 3], `label` uint8[H, W] of training ids or `IGNORE_LABEL`, and `name`.
+A source is a picklable object; an example is a dict of `image` uint8[H, W, 3], `label` uint8[H, W]
+of training ids or `IGNORE_LABEL`, and `name`.
 """
 
 import concurrent.futures
 import dataclasses
+import hashlib
+import json
 import os
 import pathlib
 from collections.abc import Iterator
-from typing import Any, Literal, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from PIL import Image
 
 from regseg_jax.data.classes import IGNORE_LABEL, ClassTable
+from regseg_jax.data.decode import LabelFormat, load_image, load_label
 
 Example = dict[str, Any]
 
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".ppm", ".bmp")
 
 
+class Fingerprint(NamedTuple):
+    """What a file made from a source must know, to be used again or made anew.
+
+    Attributes:
+      data_set: a digest of the examples' names and the class table.
+      version: a digest of the files' sizes and times of change.
+    """
+
+    data_set: str
+    version: str
+
+
 class Source(Protocol):
-    """Random access to examples, each a pure function of its index."""
+    """Random access to examples, each a pure function of its index.
+
+    Attributes:
+      image_sizes: height and width of every example; None where all are of one size.
+    """
+
+    image_sizes: tuple[tuple[int, int], ...] | None
+
+    def fingerprint(self) -> Fingerprint:
+        """Tells data sets, and versions of one, apart; reads no image."""
+        ...
 
     def __len__(self) -> int:
         """The number of examples."""
@@ -38,14 +62,17 @@ class FolderSource:
     """Image files and their label files.
 
     Attributes:
-      pairs: paths of image and label.
+      pairs: paths of image and label; None for a label that is not public: all of it is ignored.
       class_table: how raw label values become training ids.
-      label_format: `ids` for one channel of raw label ids, `colors` for RGB.
+      label_format: `ids` for one channel of raw label ids, `train_ids` for one of training ids,
+        `colors` for RGB.
+      image_sizes: height and width of every image; None where all are of one size.
     """
 
-    pairs: tuple[tuple[str, str], ...]
+    pairs: tuple[tuple[str, str | None], ...]
     class_table: ClassTable
-    label_format: Literal["ids", "colors"]
+    label_format: LabelFormat
+    image_sizes: tuple[tuple[int, int], ...] | None = None
 
     def __len__(self) -> int:
         """The number of images."""
@@ -60,76 +87,32 @@ class FolderSource:
         """
         image_path, label_path = self.pairs[index]
         image = load_image(image_path)
-        raw = _load_raw_label(label_path, self.label_format)
-        if image.shape[:2] != raw.shape[:2]:
+        name = pathlib.Path(image_path).stem
+        if label_path is None:
+            label = np.full(image.shape[:2], IGNORE_LABEL, np.uint8)
+            return {"image": image, "label": label, "name": name}
+        label = load_label(label_path, self.class_table, self.label_format)
+        if image.shape[:2] != label.shape:
             raise ValueError(
-                f"{label_path} is {raw.shape[0]} x {raw.shape[1]}, its image {image_path} "
+                f"{label_path} is {label.shape[0]} x {label.shape[1]}, its image {image_path} "
                 f"{image.shape[0]} x {image.shape[1]}; make the two of one size"
             )
-        label = _to_train_ids(raw, self.class_table, self.label_format, label_path)
-        return {"image": image, "label": label, "name": pathlib.Path(image_path).stem}
+        return {"image": image, "label": label, "name": name}
+
+    def fingerprint(self) -> Fingerprint:
+        """See `Source`; the folder that holds the files may be moved."""
+        paths = [path for pair in self.pairs for path in pair if path is not None]
+        return fingerprint_files(paths, self.class_table)
 
 
-def load_image(path: str | os.PathLike) -> np.ndarray:
-    """Reads an image file as uint8[H, W, 3].
-
-    Raises:
-      ValueError: if it is no image, is truncated or cannot be opened.
-    """
-    return np.asarray(_open(path).convert("RGB"))
-
-
-def _open(path: str | os.PathLike) -> Image.Image:
-    try:
-        with Image.open(path) as image:  # closes the file also where it cannot be read
-            image.load()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(
-            f"cannot read {path}: {error}; restore the file or take it out of the data set"
-        ) from None
-    return image
-
-
-def _load_raw_label(path: str, label_format: str) -> np.ndarray:
-    """Returns int[H, W]: the raw id, or the colour as one number 0xRRGGBB."""
-    image = _open(path)
-    if label_format == "colors":
-        red, green, blue = np.moveaxis(np.asarray(image.convert("RGB"), np.int32), -1, 0)
-        return (red << 16) | (green << 8) | blue
-    if image.mode not in ("L", "P", "I", "I;16"):
-        raise ValueError(
-            f"{path} has mode {image.mode}, not one channel of label ids; "
-            "save label ids as 8-bit greyscale PNG"
-        )
-    return np.asarray(image)
-
-
-def _to_train_ids(raw: np.ndarray, table: ClassTable, label_format: str, path: str) -> np.ndarray:
-    if label_format == "colors":
-        values, ignored = map(_pack, table.colors), map(_pack, table.ignored_colors)
-    else:
-        values, ignored = table.label_ids, table.ignored_label_ids
-    train_ids = dict.fromkeys(ignored, IGNORE_LABEL) | {v: i for i, v in enumerate(values)}
-    present, inverse = np.unique(raw, return_inverse=True)
-    unknown = [value for value in present.tolist() if value not in train_ids]
-    if unknown:
-        shown = [_unpack(v) for v in unknown] if label_format == "colors" else unknown
-        raise ValueError(
-            f"{path} holds label {'colours' if label_format == 'colors' else 'values'} "
-            f"{shown[:8]} that the class table {table.name!r} does not know; mend the file or add "
-            "them to the table's ignored ones"
-        )
-    lookup = np.array([train_ids[value] for value in present.tolist()], np.uint8)
-    return lookup[inverse].reshape(raw.shape)
-
-
-def _pack(color: tuple[int, int, int]) -> int:
-    red, green, blue = color
-    return (red << 16) | (green << 8) | blue
-
-
-def _unpack(value: int) -> tuple[int, int, int]:
-    return value >> 16, (value >> 8) & 255, value & 255
+def fingerprint_files(paths: list[str], class_table: ClassTable, split: str = "") -> Fingerprint:
+    """The fingerprint of a data set of these files, and of a split where they hold several."""
+    names = [pathlib.Path(path).name for path in paths]
+    stats = [os.stat(path) for path in paths]
+    versions = [(stat.st_size, stat.st_mtime_ns) for stat in stats]
+    data_set = [split, names, dataclasses.asdict(class_table)]
+    digests = (hashlib.sha256(json.dumps(x).encode()).hexdigest() for x in (data_set, versions))
+    return Fingerprint(*digests)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +121,7 @@ class _Layout:
 
     label_folder: str
     label_stem: str
-    label_format: Literal["ids", "colors"]
+    label_format: LabelFormat
 
 
 # CamVid's two editions, told apart by the folder beside the images.
@@ -167,7 +150,7 @@ def load_camvid(data_dir: str | os.PathLike, split: str, class_table: ClassTable
     for layout in _CAMVID_LAYOUTS:
         label_dir = root / layout.label_folder.format(split=split)
         if label_dir.is_dir():
-            pairs = _pair_files(root / split, label_dir, layout.label_stem)
+            pairs = pair_files(root / split, label_dir, layout.label_stem)
             return FolderSource(pairs, class_table, layout.label_format)
     expected = " or ".join(
         f"{split}/ beside {layout.label_folder.format(split=split)}/" for layout in _CAMVID_LAYOUTS
@@ -184,9 +167,19 @@ def list_images(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     return {path.stem: path for path in files}
 
 
-def _pair_files(
+def pair_files(
     image_dir: pathlib.Path, label_dir: pathlib.Path, label_stem: str
 ) -> tuple[tuple[str, str], ...]:
+    """The image files of a folder, each with its label file.
+
+    Args:
+      image_dir: the folder of images.
+      label_dir: the folder of labels.
+      label_stem: the stem of a label file, with `{stem}` for its image's.
+
+    Raises:
+      ValueError: names what is missing.
+    """
     if not image_dir.is_dir():
         raise ValueError(f"there is {label_dir} but no folder of images {image_dir}")
     images, labels = list_images(image_dir), list_images(label_dir)
@@ -218,7 +211,7 @@ def check_source(source: Source) -> Iterator[tuple[int, int]]:
         examples = pool.map(lambda i: _shape_and_name(source, i), range(len(source)))
         for i, (shape, name) in enumerate(examples):
             first_shape = first_shape or shape
-            if shape != first_shape:
+            if shape != first_shape and source.image_sizes is None:
                 pool.shutdown(cancel_futures=True)
                 raise ValueError(
                     f"image {name} is {shape[0]} x {shape[1]}, the first of its split "

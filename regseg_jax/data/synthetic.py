@@ -18,6 +18,7 @@ from regseg_jax.data.classes import CAMVID
 from regseg_jax.data.scene_canvas import Camera, Painter, Street, dull_color
 from regseg_jax.data.scene_street import paint_backdrop, paint_ground, paint_lots, paint_sky
 from regseg_jax.data.scene_things import paint_bonnet, paint_things
+from regseg_jax.data.sources import Fingerprint
 
 MIN_SIZE = 32
 
@@ -50,6 +51,7 @@ class SyntheticScenes:
     width: int
     seed: int = 0
     first_index: int = 0
+    image_sizes: None = dataclasses.field(default=None, init=False)  # all are of one size
 
     def __post_init__(self):
         if self.num_examples < 1:
@@ -70,6 +72,10 @@ class SyntheticScenes:
         number = self.first_index + int(index)
         image, label = draw_scene(number, height=self.height, width=self.width, seed=self.seed)
         return {"image": image, "label": label, "name": f"scene_{self.seed}_{number:06d}"}
+
+    def fingerprint(self) -> Fingerprint:
+        """See `Source`."""
+        return Fingerprint("synthetic", repr(self))
 
 
 def draw_scene(

@@ -125,6 +125,26 @@ def test_evaluation_leaves_the_images_size_alone():
     np.testing.assert_allclose(result, expected, atol=1e-5)
 
 
+PADDED_APPLY = jax.jit(augment.apply_placement, static_argnums=3)
+
+
+@pytest.mark.parametrize("case", PLACEMENTS)
+def test_padding_of_the_host_does_not_show(case):
+    """An image in the corner of a larger array gives what it gives alone."""
+    images, labels = _generated_examples()
+    size, start = PLACEMENTS[case]
+    placement = Placement(jnp.array(size), jnp.array(start), jnp.array(False))
+    alone, alone_label = _apply(images[0], labels[0], placement, CROP)
+    padded = np.full((71, 97, 3), 255, np.uint8)
+    padded_label = np.full((71, 97), 3, np.uint8)
+    padded[:60, :80], padded_label[:60, :80] = images[0], labels[0]
+    result, result_label = PADDED_APPLY(
+        padded, padded_label, placement, CROP, jnp.array(labels[0].shape)
+    )
+    np.testing.assert_allclose(result, alone, atol=0.01)
+    np.testing.assert_array_equal(result_label, alone_label)
+
+
 @functools.cache
 def _draw(config: AugmentConfig, image_size: tuple[int, int]) -> Placement:
     """4000 draws."""
@@ -167,6 +187,35 @@ def test_crop_is_uniform_with_both_ends():
     assert not start[:, 1].any()  # as wide as the crop: one position
 
 
+def test_crops_hold_the_centroid_and_stay_inside():
+    """Images of 100 x 200, scaled to 150 x 300; crops of 48 x 64."""
+    config = AugmentConfig(CROP, 150, 150)
+    keys = jax.random.split(jax.random.key(0), 4000)
+    draw = jax.jit(
+        jax.vmap(lambda k, c: augment.draw_placement(k, (100, 200), config, c), in_axes=(0, None))
+    )
+    start = np.asarray(draw(keys, jnp.array((50, 100))).start)
+    for axis, (center, length) in enumerate(((75, 48), (150, 64))):
+        positions, counts = np.unique(center - start[:, axis], return_counts=True)
+        assert positions.tolist() == list(range(length))  # at each place of the crop
+        assert counts.max() < 2 * 4000 / length  # uniformly
+    # Near a border the crop is moved inside: most crops around the corner are at the corner.
+    corner = np.asarray(draw(keys, jnp.array((0, 199))).start)
+    assert (corner[:, 0] == 0).all()
+    assert corner[:, 1].max() == 300 - 64
+    assert corner[:, 1].min() > 298 - 64
+    # None is as without centroids.
+    anywhere = draw(keys, jnp.array((-1, -1))).start
+    expected = jax.jit(jax.vmap(lambda k: augment.draw_placement(k, (100, 200), config)))(keys)
+    np.testing.assert_array_equal(anywhere, expected.start)
+
+
+def test_a_centroid_does_not_move_an_image_smaller_than_the_crop():
+    rng, size = jax.random.key(2), (100, 100)
+    placement = augment.draw_placement(rng, size, PADDED, jnp.array((99, 0)))
+    assert placement.start.tolist() == augment.draw_placement(rng, size, PADDED).start.tolist()
+
+
 def test_flip_probability():
     assert abs(_draw(SCALED, (60, 80)).flip.mean() - 0.3) < 0.03
     assert not _draw(PADDED, (100, 100)).flip.any()
@@ -193,6 +242,23 @@ def test_batch_is_a_pure_function_of_the_key(batch):
     np.testing.assert_array_equal(labels, again[1])
     other = AUGMENT(*batch, jax.random.key(4))
     assert all((labels[i] != other[1][i]).mean() > 0.1 for i in range(8))
+
+
+def test_true_sizes_and_centroids_of_a_batch(batch):
+    """Images of two sizes in one batch, and crops that hold the one labelled pixel."""
+    images, _ = batch
+    size = np.resize(((60, 80), (40, 30)), (8, 2)).astype(np.int32)
+    centroid = size // 2
+    labels = np.full((8, 60, 80), IGNORE_LABEL, np.uint8)
+    labels[np.arange(8), centroid[:, 0], centroid[:, 1]] = 1
+    labels[1::2, 40:] = 2  # padding, which must not show
+    config = AugmentConfig((20, 20), 40, 60)
+    _, result = jax.jit(functools.partial(augment.augment, config=config))(
+        images, labels, jax.random.key(0), size=size, centroid=centroid
+    )
+    result = np.asarray(result)
+    assert (result != 2).all()
+    assert (result == 1).any(axis=(1, 2))[1::2].all()  # upscaled: the pixel is never skipped
 
 
 def test_every_image_of_a_batch_has_its_own_draw(batch):

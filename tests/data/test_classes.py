@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from regseg_jax.data.classes import CAMVID, CITYSCAPES, IGNORE_LABEL
+from regseg_jax.data.classes import CAMVID, CITYSCAPES, IGNORE_LABEL, create_class_table
 from regseg_jax.data.sources import load_camvid
 
 # The order of the SegNet edition's label values.
@@ -91,3 +91,38 @@ def test_camvid_names_fit_the_real_labels(camvid_dir):
     counts = np.bincount(labels[labels != IGNORE_LABEL], minlength=11)
     commonest = {CAMVID.class_names[i] for i in np.argsort(counts)[-5:]}
     assert {"sky", "road", "building"} <= commonest
+
+
+ROWS = ((1, "cat", (9, 0, 0), 7), (0, "dog", (0, 9, 0), 3))
+
+
+def test_table_of_a_config():
+    table = create_class_table("mine", ROWS, (0, 255), ((1, 1, 1),))
+    assert table.class_names == ("dog", "cat")  # by training id
+    assert table.label_ids == (3, 7)
+    assert table.colors == ((0, 9, 0), (9, 0, 0))
+    assert table.ignored_label_ids == (0, 255)
+    # As JSON gives it back.
+    again = create_class_table("mine", [[*row[:2], [*row[2]], row[3]] for row in ROWS], [0, 255])
+    assert again.colors == table.colors
+    assert hash(again)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ((), "'mine' has 0 classes; give 1 to 254"),
+        ((ROWS[0],), "has the training id 1 but not 0; number its 1 classes from 0 to 0"),
+        ((*ROWS, (3, "cow", (0, 0, 9), 9)), "has the training id 3 but not 2"),
+        ((*ROWS, (1, "cow", (0, 0, 9), 9)), "has the training id 1 twice"),
+        ((*ROWS, (2, "cat", (0, 0, 9), 9)), "has the class name 'cat' twice"),
+        ((*ROWS, (2, "cow", (9, 0, 0), 9)), r"has the colour \(9, 0, 0\) twice"),
+        ((*ROWS, (2, "cow", (0, 0, 9), 3)), "has the label id 3 twice"),
+        ((*ROWS, (2, "cow", (0, 0, 9), 255)), "has the label id 255 twice"),
+        ((*ROWS, (2, "cow", (0, 0, 256), 9)), r"row \(2, 'cow', \(0, 0, 256\), 9\); write"),
+        ((*ROWS, (2, "cow", 9)), r"row \(2, 'cow', 9\); write \(training id, name"),
+    ],
+)
+def test_faults_of_a_config_s_table_are_named(rows, message):
+    with pytest.raises(ValueError, match=message):
+        create_class_table("mine", rows)

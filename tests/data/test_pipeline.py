@@ -5,8 +5,13 @@ import pytest
 from PIL import Image
 
 from regseg_jax.data.classes import CAMVID, IGNORE_LABEL
-from regseg_jax.data.pipeline import ProcessShare, create_eval_iterator, create_train_iterator
-from regseg_jax.data.sampling import ShuffledEpochs
+from regseg_jax.data.pipeline import (
+    EvalPlan,
+    ProcessShare,
+    create_eval_iterator,
+    create_train_iterator,
+)
+from regseg_jax.data.sampling import ClassUniformEpochs, ShuffledEpochs
 from regseg_jax.data.sources import FolderSource
 
 ALONE = ProcessShare(index=0, count=1)
@@ -65,7 +70,7 @@ def whole_run(source) -> list[list[int]]:
 def test_batches_follow_the_sampler(whole_run):
     sampler = ShuffledEpochs(NUM_EXAMPLES, BATCH_SIZE, seed=5)
     places = np.arange(5 * BATCH_SIZE).reshape(5, BATCH_SIZE).tolist()
-    assert whole_run == [[sampler.example_index(p) for p in places[step]] for step in range(5)]
+    assert whole_run == [[sampler.draw(p).index for p in places[step]] for step in range(5)]
 
 
 def test_worker_processes_make_the_same_batches(source, whole_run):
@@ -97,20 +102,100 @@ def test_batch_that_does_not_divide_over_processes_is_named():
         ProcessShare(0, 4).local_batch_size(10)
 
 
-def test_error_of_a_file_reaches_the_caller(source, tmp_path):
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_file_truncated_in_the_middle_of_an_epoch_is_named(source, tmp_path, num_workers):
+    content = pathlib.Path(source.pairs[3][0]).read_bytes()
     bad = tmp_path / "bad.png"
-    bad.write_text("nothing")
-    broken = FolderSource(((str(bad), source.pairs[0][1]),) * 4, CAMVID, "ids")
-    with pytest.raises(ValueError, match=r"cannot read .*bad\.png"):
-        _train_batches(broken)
+    bad.write_bytes(content[: len(content) // 2])
+    pairs = [
+        (str(bad), label) if i == 3 else (image, label)
+        for i, (image, label) in enumerate(source.pairs)
+    ]
+    with pytest.raises(ValueError, match=r"cannot read .*bad\.png") as e:
+        _train_batches(FolderSource(tuple(pairs), CAMVID, "ids"), num_workers=num_workers)
+    assert "\n" not in str(e.value)
+
+
+SIZES = ((4, 6), (5, 3), (4, 6), (5, 4), (5, 3))
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory) -> FolderSource:
+    """Images of three sizes; every pixel of example i is i."""
+    root = tmp_path_factory.mktemp("mixed")
+    pairs = []
+    for i, size in enumerate(SIZES):
+        image, label = root / f"{i}.png", root / f"{i}_label.png"
+        Image.fromarray(np.full((*size, 3), i, np.uint8)).save(image)
+        Image.fromarray(np.full(size, CAMVID.label_ids[i], np.uint8)).save(label)
+        pairs.append((str(image), str(label)))
+    return FolderSource(tuple(pairs), CAMVID, "ids", SIZES)
+
+
+def test_training_images_of_differing_sizes_are_padded_and_know_their_size(mixed):
+    sampler = ShuffledEpochs(5, 5, seed=0)
+    with create_train_iterator(
+        mixed, sampler, ALONE, start_step=0, num_steps=1, num_workers=0
+    ) as iterator:
+        batch = next(iterator)
+    assert batch["image"].shape == (5, 5, 6, 3)
+    for image, label, (height, width) in zip(
+        *(batch[k] for k in ("image", "label", "size")), strict=True
+    ):
+        i = label[0, 0]
+        assert (height, width) == SIZES[i]
+        assert (label[:height, :width] == i).all()
+        assert (image[:height, :width] == i).all()
+        assert (label == i).sum() == height * width
+        assert (label == IGNORE_LABEL).sum() == 30 - height * width
+
+
+@pytest.mark.parametrize(("multiple", "padded"), [(1, SIZES), (4, ((4, 8), (8, 4)))])
+@pytest.mark.parametrize("count", [1, 2])
+def test_evaluation_of_differing_sizes(mixed, multiple, padded, count):
+    """Each image once, whole, in batches of one size; with multiple 1 without any padding."""
+    plan = EvalPlan.create(mixed, 2, multiple)
+    seen = []
+    for index in range(count):
+        share = ProcessShare(index, count)
+        with create_eval_iterator(mixed, plan, share, num_workers=0) as iterator:
+            batches = list(iterator)
+        assert len(batches) == plan.num_batches
+        for batch in batches:
+            assert batch["label"].shape[1:] in padded
+            for label, i in zip(batch["label"], batch["index"], strict=True):
+                if i >= len(mixed):
+                    assert (label == IGNORE_LABEL).all()
+                else:
+                    seen.append(int(i))
+                    height, width = SIZES[i]
+                    assert (label[:height, :width] == i).all()
+                    assert (label != IGNORE_LABEL).sum() == height * width
+                    assert multiple > 1 or label.shape == SIZES[i]
+    assert sorted(seen) == list(range(len(mixed)))
+
+
+def test_centroids_of_the_sampler_come_with_the_batch(source):
+    centroids = (np.array([[2, 1, 3]], np.int32), np.array([[4, 0, 5], [5, 3, 0]], np.int32))
+    sampler = ClassUniformEpochs(NUM_EXAMPLES, 4, seed=0, centroids=centroids)
+    with create_train_iterator(
+        source, sampler, ALONE, start_step=0, num_steps=2, num_workers=2
+    ) as iterator:
+        batches = list(iterator)
+    expected = [sampler.draw(place) for place in range(8)]
+    for name, values in (
+        ("label", [d.index for d in expected]),
+        ("centroid", [d.centroid for d in expected]),
+    ):
+        got = np.concatenate([batch[name] for batch in batches])
+        np.testing.assert_array_equal(got[:, 0, 0] if name == "label" else got, values)
 
 
 def _eval_batches(
     source: FolderSource, share: ProcessShare, batch_size: int, num_workers: int = 0
 ) -> list[dict[str, np.ndarray]]:
-    with create_eval_iterator(
-        source, share, global_batch_size=batch_size, num_workers=num_workers
-    ) as iterator:
+    plan = EvalPlan.create(source, batch_size)
+    with create_eval_iterator(source, plan, share, num_workers=num_workers) as iterator:
         return list(iterator)
 
 
