@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from regseg_jax.models import variants
+from regseg_jax.optim import DECAYS
 
 PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 SOURCES = ("camvid", "synthetic")
@@ -52,6 +53,7 @@ def create_default_config() -> ConfigDict:
 
     config.optimizer = ConfigDict()
     config.optimizer.learning_rate = 0.05
+    config.optimizer.schedule = "poly"  # poly, cosine, step or exponential: see optim.py
     config.optimizer.momentum = 0.9
     config.optimizer.weight_decay = 1e-4
     config.optimizer.warmup_steps = 3000
@@ -81,6 +83,7 @@ def validate_config(config: ConfigDict) -> None:
     _one_of("precision", config.precision, PRECISIONS)
     _one_of("data.source", config.data.source, SOURCES)
     _one_of("loss.name", config.loss.name, LOSSES)
+    _one_of("optimizer.schedule", config.optimizer.schedule, DECAYS)
     for key in (
         "global_batch_size",
         "num_epochs",

@@ -69,6 +69,7 @@ def create_run_optimizer(
         optimizer.learning_rate,
         num_steps,
         optimizer.warmup_steps,
+        schedule=optimizer.schedule,
         warmup_factor=optimizer.warmup_factor,
         power=optimizer.power,
     )

@@ -59,6 +59,11 @@ def test_unknown_key_raises(config):
         ),
         ("data.source", "kitti", r"config\.data\.source is 'kitti'; use one of camvid, synthetic"),
         ("loss.name", "dice", r"config\.loss\.name is 'dice'; use one of cross_entropy, boot"),
+        (
+            "optimizer.schedule",
+            "linear",
+            r"config\.optimizer\.schedule is 'linear'; use one of poly, cosine, step, exponential",
+        ),
         ("global_batch_size", 0, r"config\.global_batch_size is 0; set a whole number"),
         ("num_epochs", -3, r"config\.num_epochs is -3; set a whole number of at least 1"),
         ("log_every_steps", 0, r"config\.log_every_steps is 0"),
