@@ -50,6 +50,8 @@ def create_default_config() -> ConfigDict:
     config.augment.min_shorter_side = 400
     config.augment.max_shorter_side = 1600
     config.augment.flip_probability = 0.5
+    config.augment.rand_augment_num_ops = 0  # operations an image; the paper's Cityscapes runs: 2
+    config.augment.rand_augment_magnitude = 0.2  # in [0, 1]
 
     config.optimizer = ConfigDict()
     config.optimizer.learning_rate = 0.05
