@@ -27,6 +27,7 @@ def create_default_config() -> ConfigDict:
     """
     config = ConfigDict()
     config.model = "exp48_decoder26"
+    config.init_from = ""  # weights to start from: a run's folder or a PyTorch file; "": random
     config.seed = 0
     config.precision = "float32"  # float32, bfloat16, or float16 with dynamic loss scaling
     config.global_batch_size = 8  # over all devices of all processes

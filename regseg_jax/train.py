@@ -18,18 +18,19 @@ from tqdm import tqdm
 
 from regseg_jax import config as config_lib
 from regseg_jax import run
-from regseg_jax.checkpoint import CheckpointManager
+from regseg_jax.checkpoint import CheckpointManager, has_checkpoint
 from regseg_jax.data.augment import augment
 from regseg_jax.data.pipeline import ProcessShare, create_train_iterator
 from regseg_jax.data.sampling import ShuffledEpochs
 from regseg_jax.data.sources import Source, check_source
 from regseg_jax.environment import describe_environment
 from regseg_jax.evaluate import Evaluation, evaluate, format_scores, jit_eval_step, named_scores
+from regseg_jax.init_from import load_initial_weights
 from regseg_jax.metric_writer import METRICS_FILE, MetricWriter, read_metrics
 from regseg_jax.progress import ProgressBar
-from regseg_jax.sharding import create_mesh, is_main_process, replicated, shard_batch
+from regseg_jax.sharding import create_mesh, is_main_process, replicate, replicated, shard_batch
 from regseg_jax.steps import create_train_step
-from regseg_jax.train_state import create_train_state
+from regseg_jax.train_state import create_train_state, start_from
 from regseg_jax.visualize import draw_class_iou, draw_curves, save_png
 
 # Steps that the host may be ahead of the device: enough to hide its work, few enough that a
@@ -59,6 +60,10 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Evaluation | None:
     create_mesh(config.eval.batch_size)
     share = ProcessShare(jax.process_index(), jax.process_count())
     sampler = ShuffledEpochs(len(train_source), config.global_batch_size, config.seed)
+    model = run.create_run_model(config)
+    initial = None
+    if config.init_from and not has_checkpoint(workdir):
+        initial = load_initial_weights(config.init_from, model)
     if is_main_process():
         is_new = config_lib.claim_workdir(config, workdir)
         environment = json.dumps(describe_environment(), indent=1)
@@ -69,16 +74,19 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Evaluation | None:
 
     # --- Model, optimizer, state.
     num_steps = config.num_epochs * sampler.steps_per_epoch
-    model = run.create_run_model(config)
     tx, learning_rate_fn = run.create_run_optimizer(config, num_steps)
     init_rng, step_rng = jax.random.split(jax.random.key(config.seed))
     create_state = functools.partial(create_train_state, model, tx)
     state = jax.jit(create_state, out_shardings=replicated(mesh))(init_rng)
+    if initial:
+        state = replicate(start_from(model, tx, initial.fill(state.variables)), mesh)
 
     # --- Where an earlier start of this run stopped.
     checkpoints = CheckpointManager(workdir)
     if (latest := checkpoints.latest_step()) is not None:
         state = checkpoints.restore(latest, state)
+    elif initial:
+        checkpoints.save(state)  # so that no later start reads the other run again
     step = int(state.step)
 
     # --- The two computations, compiled at their first call.
@@ -127,6 +135,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Evaluation | None:
         ) as progress,
     ):
         recent = _RecentLosses(workdir)
+        if initial:
+            progress.write(initial.report)
         if step:
             progress.write(f"going on from the checkpoint of step {step}")
         while step < num_steps:

@@ -87,7 +87,7 @@ PLACES = {
 }
 
 # Whole parts that nothing else needs, and the commands that may use them.
-LEAVES = {"search": ("search",), "export": ("export", "import_torch", "benchmark")}
+LEAVES = {"search": ("search",), "export": ("export", "import_torch", "benchmark", "init_from")}
 
 
 def test_the_reader_sees_every_form_of_import():
