@@ -17,7 +17,7 @@ LOSSES = ("cross_entropy", "bootstrapped_cross_entropy")
 
 # What may change between the starts of one run, for it does not change the result.
 _MAY_CHANGE = ("data.data_dir", "data.num_workers", "data.check", "log_every_steps")
-_MAY_CHANGE += ("checkpoint_every_steps", "eval.num_panels")
+_MAY_CHANGE += ("checkpoint_every_steps", "eval.num_panels", "eval.num_worst")
 
 
 def create_default_config() -> ConfigDict:
@@ -73,6 +73,9 @@ def create_default_config() -> ConfigDict:
     config.eval.batch_size = 8  # over all devices
     config.eval.every_epochs = 10
     config.eval.num_panels = 4  # pictures drawn at each evaluation
+    config.eval.num_worst = 0  # images of the lowest mean IoU that are listed and drawn
+    config.eval.flip = False  # whether probabilities are averaged with the mirrored image's
+    config.eval.scales = (1.0,)  # and over these sizes of the image
     return config.lock()
 
 
@@ -102,6 +105,10 @@ def validate_config(config: ConfigDict) -> None:
         size = _flatten(config)[key]
         if len(size) != 2 and not (key == "eval.image_size" and len(size) == 0):
             raise ValueError(f"config.{key} is {size!r}; set (height, width)")
+    if not config.eval.scales or min(config.eval.scales) <= 0:
+        raise ValueError(
+            f"config.eval.scales is {config.eval.scales}; set positive factors, (1.0,) for none"
+        )
     if config.data.source != "synthetic" and not config.data.data_dir:
         raise ValueError(
             "config.data.data_dir is empty; add --config.data.data_dir=FOLDER, the folder that "

@@ -24,7 +24,14 @@ from regseg_jax.data.pipeline import ProcessShare, create_train_iterator
 from regseg_jax.data.sampling import ShuffledEpochs
 from regseg_jax.data.sources import Source, check_source
 from regseg_jax.environment import describe_environment
-from regseg_jax.evaluate import Evaluation, evaluate, format_scores, jit_eval_step, named_scores
+from regseg_jax.evaluate import (
+    Evaluation,
+    evaluate,
+    format_scores,
+    format_worst,
+    jit_eval_step,
+    named_scores,
+)
 from regseg_jax.init_from import load_initial_weights
 from regseg_jax.metric_writer import METRICS_FILE, MetricWriter, read_metrics
 from regseg_jax.progress import ProgressBar
@@ -102,7 +109,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Evaluation | None:
         donate_argnums=0,
         out_shardings=replicated(mesh),
     )
-    eval_step = jit_eval_step(model, run.create_preprocess_fn(config), mesh)
+    eval_step = jit_eval_step(model, run.create_run_score_fn(config, model), mesh)
     run_evaluation = functools.partial(
         evaluate,
         eval_step,
@@ -112,6 +119,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Evaluation | None:
         global_batch_size=config.eval.batch_size,
         num_workers=config.data.num_workers,
         num_panels=config.eval.num_panels,
+        num_worst=config.eval.num_worst,
     )
     eval_every_steps = config.eval.every_epochs * sampler.steps_per_epoch
     split = config.data.eval_split
@@ -173,6 +181,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Evaluation | None:
             evaluation = run_evaluation(state.variables)
     if is_main_process():
         print(format_scores(evaluation.scores, class_table))
+        if evaluation.worst:
+            print(format_worst(evaluation.worst))
         for path in _draw_results(workdir, evaluation, class_table):
             print(path)
     return evaluation

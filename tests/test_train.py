@@ -152,6 +152,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
     assert all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(state["opt_state"]))
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_another_once(whole_run, tmp_path):
     other = shutil.copytree(whole_run, tmp_path / "other")
     overrides = (f"init_from={other}", "optimizer.learning_rate=0.0", "num_epochs=1")
