@@ -108,6 +108,14 @@ class CheckpointManager:
         self._manager.close()
 
 
+def has_checkpoint(workdir: str | os.PathLike) -> bool:
+    """Whether a run has saved anything yet."""
+    checkpoints = CheckpointManager(workdir, read_only=True)
+    latest = checkpoints.latest_step()
+    checkpoints.close()
+    return latest is not None
+
+
 def _to_tree(state: TrainState) -> dict[str, Any]:
     return {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
 

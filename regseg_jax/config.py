@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from regseg_jax.data.decode import LabelFormat
 from regseg_jax.models import variants
+from regseg_jax.optim import DECAYS
 
 PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 SOURCES = ("camvid", "synthetic", "cityscapes", "tfds", "folder")
@@ -19,7 +20,7 @@ LOSSES = ("cross_entropy", "bootstrapped_cross_entropy")
 # What may change between the starts of one run, for it does not change the result.
 _MAY_CHANGE = ("data.data_dir", "data.num_workers", "data.check", "log_every_steps")
 _MAY_CHANGE += ("data.centroid_file", "data.cache_dir")
-_MAY_CHANGE += ("checkpoint_every_steps", "eval.num_panels")
+_MAY_CHANGE += ("checkpoint_every_steps", "eval.num_panels", "eval.num_worst")
 
 
 def create_default_config() -> ConfigDict:
@@ -29,6 +30,7 @@ def create_default_config() -> ConfigDict:
     """
     config = ConfigDict()
     config.model = "exp48_decoder26"
+    config.init_from = ""  # weights to start from: a run's folder or a PyTorch file; "": random
     config.seed = 0
     config.precision = "float32"  # float32, bfloat16, or float16 with dynamic loss scaling
     config.global_batch_size = 8  # over all devices of all processes
@@ -66,9 +68,12 @@ def create_default_config() -> ConfigDict:
     config.augment.min_shorter_side = 400
     config.augment.max_shorter_side = 1600
     config.augment.flip_probability = 0.5
+    config.augment.rand_augment_num_ops = 0  # operations an image; the paper's Cityscapes runs: 2
+    config.augment.rand_augment_magnitude = 0.2  # in [0, 1]
 
     config.optimizer = ConfigDict()
     config.optimizer.learning_rate = 0.05
+    config.optimizer.schedule = "poly"  # poly, cosine, step or exponential: see optim.py
     config.optimizer.momentum = 0.9
     config.optimizer.weight_decay = 1e-4
     config.optimizer.warmup_steps = 3000
@@ -86,6 +91,9 @@ def create_default_config() -> ConfigDict:
     config.eval.batch_size = 8  # over all devices
     config.eval.every_epochs = 10
     config.eval.num_panels = 4  # pictures drawn at each evaluation
+    config.eval.num_worst = 0  # images of the lowest mean IoU that are listed and drawn
+    config.eval.flip = False  # whether probabilities are averaged with the mirrored image's
+    config.eval.scales = (1.0,)  # and over these sizes of the image
     return config.lock()
 
 
@@ -99,6 +107,7 @@ def validate_config(config: ConfigDict) -> None:
     _one_of("precision", config.precision, PRECISIONS)
     _one_of("data.source", config.data.source, SOURCES)
     _one_of("loss.name", config.loss.name, LOSSES)
+    _one_of("optimizer.schedule", config.optimizer.schedule, DECAYS)
     for key in (
         "global_batch_size",
         "data.tile_size",
@@ -129,6 +138,10 @@ def validate_config(config: ConfigDict) -> None:
                     f"config.{key} is 'test', whose labels are not public; use train, val or "
                     "trainval"
                 )
+    if not config.eval.scales or min(config.eval.scales) <= 0:
+        raise ValueError(
+            f"config.eval.scales is {config.eval.scales}; set positive factors, (1.0,) for none"
+        )
     if config.data.source != "synthetic" and not config.data.data_dir:
         raise ValueError(
             "config.data.data_dir is empty; add --config.data.data_dir=FOLDER, the folder that "

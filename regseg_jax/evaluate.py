@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -15,10 +15,10 @@ from tqdm import tqdm
 
 from regseg_jax import run
 from regseg_jax.config import check_same_run, load_config, validate_config
-from regseg_jax.data.classes import ClassTable
+from regseg_jax.data.classes import IGNORE_LABEL, ClassTable
 from regseg_jax.data.pipeline import Batch, EvalPlan, ProcessShare, create_eval_iterator
 from regseg_jax.data.sources import Source
-from regseg_jax.metrics import ConfusionMatrix, Scores
+from regseg_jax.metrics import ConfusionMatrix, Scores, compute_scores
 from regseg_jax.models import RegSeg
 from regseg_jax.sharding import (
     batch_sharded,
@@ -28,7 +28,7 @@ from regseg_jax.sharding import (
     replicated,
     shard_batch,
 )
-from regseg_jax.steps import create_eval_step
+from regseg_jax.steps import ScoreFn, create_eval_step
 from regseg_jax.tables import format_table
 from regseg_jax.visualize import draw_panel, save_png
 
@@ -40,21 +40,21 @@ class Evaluation:
     Attributes:
       scores: over all its pixels.
       panels: pictures of image, label, prediction and error, by tag.
+      worst: name and mean IoU of the images where that is lowest, the lowest first.
     """
 
     scores: Scores
     panels: dict[str, Image.Image]
+    worst: tuple[tuple[str, float], ...] = ()
 
 
 EvalStep = Callable[[dict[str, Any], Any], tuple[jax.Array, ConfusionMatrix]]
 
 
-def jit_eval_step(
-    model: RegSeg, preprocess_fn: Callable[[jax.Array], jax.Array], mesh: Mesh
-) -> EvalStep:
+def jit_eval_step(model: RegSeg, score_fn: ScoreFn, mesh: Mesh) -> EvalStep:
     """Compiles `steps.create_eval_step`: predictions stay where their images are, counts meet."""
     return jax.jit(
-        create_eval_step(model, preprocess_fn),
+        create_eval_step(model, score_fn),
         out_shardings=(batch_sharded(mesh), replicated(mesh)),
     )
 
@@ -70,6 +70,7 @@ def evaluate(
     num_workers: int,
     num_panels: int,
     size_multiple: int = 1,
+    num_worst: int = 0,
 ) -> Evaluation:
     """Runs every image of source through eval_step once, whatever the batch size and devices.
 
@@ -84,10 +85,13 @@ def evaluate(
       num_panels: of examples evenly spread over the split; only those that the main process
         reads are drawn.
       size_multiple: images of differing sizes are padded to multiples of it, see `EvalPlan`.
+      num_worst: how many images of the lowest mean IoU, each over the classes that it or its
+        prediction holds, are listed and drawn; of those that the main process reads.
     """
     share = ProcessShare(jax.process_index(), jax.process_count())
     drawn = set(np.linspace(0, len(source) - 1, num_panels, dtype=int).tolist())
     total, panels = ConfusionMatrix.empty(class_table.num_classes), {}
+    worst = []
     plan = EvalPlan.create(source, global_batch_size, size_multiple)
     with create_eval_iterator(source, plan, share, num_workers=num_workers) as batches:
         for batch, predictions, confusion_matrix in tqdm(
@@ -101,15 +105,25 @@ def evaluate(
             total = total.merge(confusion_matrix)
             if not is_main_process():
                 continue
-            for position, index in enumerate(batch["index"].tolist()):
+            rows = (batch["image"], batch["label"], _local_rows(predictions))
+            for index, *maps in zip(batch["index"].tolist(), *rows, strict=True):
                 if index in drawn:
-                    panels[f"panel_{index:04d}"] = draw_panel(
-                        batch["image"][position],
-                        batch["label"][position],
-                        _local_rows(predictions)[position],
-                        class_table,
-                    )
-    return Evaluation(total.compute(), panels)
+                    panels[f"panel_{index:04d}"] = draw_panel(*maps, class_table)
+                if num_worst and index < len(source):
+                    worst.append((_image_mean_iou(*maps[1:], class_table), index, maps))
+                    worst = sorted(worst, key=lambda row: row[:2])[:num_worst]
+    for rank, (_, index, maps) in enumerate(worst):
+        panels[f"worst_{rank}_{index:04d}"] = draw_panel(*maps, class_table)
+    names = tuple((source[index]["name"], iou) for iou, index, _ in worst)
+    return Evaluation(total.compute(), panels, names)
+
+
+def _image_mean_iou(label: np.ndarray, prediction: np.ndarray, class_table: ClassTable) -> float:
+    """Of one image; infinite, so never among the worst, where nothing is labelled."""
+    n, scored = class_table.num_classes, label != IGNORE_LABEL
+    cells = label[scored].astype(np.int64) * n + prediction[scored]
+    mean_iou = compute_scores(np.bincount(cells, minlength=n * n).reshape(n, n)).mean_iou
+    return np.inf if np.isnan(mean_iou) else mean_iou
 
 
 def _run(
@@ -134,10 +148,14 @@ def _local_rows(x: jax.Array) -> np.ndarray:
 
 
 def named_scores(scores: Scores, class_table: ClassTable, split: str) -> dict[str, float]:
-    """Scores by metric key: `val/mean_iou`, `val/pixel_accuracy` and `val/iou/CLASS`, in [0, 1]."""
+    """Scores by metric key: `val/mean_iou`, `val/pixel_accuracy`, `val/iou/CLASS`, in [0, 1];
+    and `val/mean_iou_reduced` where the class table says what it leaves out.
+    """
     named = {f"{split}/mean_iou": scores.mean_iou, f"{split}/pixel_accuracy": scores.pixel_accuracy}
     for name, iou in zip(class_table.class_names, scores.iou_per_class, strict=True):
         named[f"{split}/iou/{name}"] = float(iou)
+    if class_table.reduced_without:
+        named[f"{split}/mean_iou_reduced"] = scores.mean_iou_without(class_table.reduced_without)
     return named
 
 
@@ -148,12 +166,20 @@ def format_scores(scores: Scores, class_table: ClassTable) -> str:
         for name, iou in zip(class_table.class_names, scores.iou_per_class, strict=True)
     ]
     rows.append(("mean IoU", f"{100 * scores.mean_iou:.2f}"))
+    if class_table.reduced_without:
+        reduced = scores.mean_iou_without(class_table.reduced_without)
+        rows.append(("mean IoU, reduced", f"{100 * reduced:.2f}"))
     rows.append(("pixel accuracy", f"{100 * scores.pixel_accuracy:.2f}"))
     table = format_table(("class", "IoU %"), rows)
     if scores.absent_classes:
         absent = ", ".join(class_table.class_names[i] for i in scores.absent_classes)
         table += f"\nleft out of the mean, in neither labels nor predictions: {absent}"
     return table
+
+
+def format_worst(worst: Sequence[tuple[str, float]]) -> str:
+    """A table of the worst images and their mean IoU in percent."""
+    return format_table(("worst images", "mean IoU %"), [(n, f"{100 * v:.2f}") for n, v in worst])
 
 
 def evaluate_run(config: ConfigDict, workdir: str | os.PathLike) -> Scores:
@@ -176,7 +202,7 @@ def evaluate_run(config: ConfigDict, workdir: str | os.PathLike) -> Scores:
     trained = run.load_run(workdir)
     class_table = run.get_class_table(config)
     evaluation = evaluate(
-        jit_eval_step(trained.model, run.create_preprocess_fn(config), mesh),
+        jit_eval_step(trained.model, run.create_run_score_fn(config, trained.model), mesh),
         replicate(trained.variables, mesh),
         source,
         class_table,
@@ -185,6 +211,7 @@ def evaluate_run(config: ConfigDict, workdir: str | os.PathLike) -> Scores:
         num_workers=config.data.num_workers,
         num_panels=config.eval.num_panels,
         size_multiple=config.eval.size_multiple,
+        num_worst=config.eval.num_worst,
     )
     if is_main_process():
         name = run.name_evaluation(saved.data.train_split, config.data.eval_split)
@@ -192,6 +219,8 @@ def evaluate_run(config: ConfigDict, workdir: str | os.PathLike) -> Scores:
         if name != config.data.eval_split:
             print("the run was trained on these images: the scores say little of others")
         print(format_scores(evaluation.scores, class_table))
+        if evaluation.worst:
+            print(format_worst(evaluation.worst))
         for name, panel in evaluation.panels.items():
             path = pathlib.Path(workdir) / "evaluation" / f"{name}.png"
             save_png(panel, path)

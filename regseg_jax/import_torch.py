@@ -21,7 +21,7 @@ from regseg_jax.checkpoint import CheckpointManager
 from regseg_jax.command import run_command
 from regseg_jax.config import claim_workdir, create_default_config
 from regseg_jax.export.export import require_packages
-from regseg_jax.export.torch_weights import from_torch
+from regseg_jax.export.torch_weights import count_classes, from_torch
 from regseg_jax.models.variants import get_variant
 from regseg_jax.train_state import start_from
 
@@ -48,21 +48,19 @@ def import_torch(
         so many classes, or if workdir is in use.
     """
     require_packages("reading a PyTorch file", ("torch",))
-    from regseg_jax.export.torch_format import save_counters
-    from regseg_jax.export.torch_model import load_state_dict_file
+    from regseg_jax.export.torch_format import load_arrays, save_counters
 
     _check_unused(workdir)
     config = _create_run_config(config, model_name, num_classes)
     model = run.create_run_model(config)
-    state_dict = load_state_dict_file(path)
-    _check_num_classes(path, state_dict, num_classes)
-    arrays = {
-        name: tensor.float().numpy() if tensor.is_floating_point() else tensor.numpy()
-        for name, tensor in state_dict.items()
-    }
+    state_dict = load_arrays(path)
+    if (count := count_classes(state_dict)) not in (None, num_classes):
+        raise ValueError(
+            f"{path} is a model of {count} classes, not {num_classes}; pass --num_classes={count}"
+        )
     tx, _ = run.create_run_optimizer(config, num_steps=1)
     create_state = jax.jit(functools.partial(start_from, model, tx))
-    state = create_state(from_torch(arrays, model))
+    state = create_state(from_torch(state_dict, model))
 
     workdir = pathlib.Path(workdir)
     workdir.parent.mkdir(parents=True, exist_ok=True)
@@ -103,16 +101,6 @@ def _create_run_config(config: ConfigDict | None, model_name: str, num_classes: 
             f"{table.num_classes} classes; pass a --config of {num_classes} classes"
         )
     return config
-
-
-def _check_num_classes(path: str | os.PathLike, state_dict: dict, num_classes: int) -> None:
-    classifiers = ("classifier.weight", "conv_last.1.weight")
-    for name, tensor in state_dict.items():
-        if name.endswith(classifiers) and len(tensor) != num_classes:
-            raise ValueError(
-                f"{path} is a model of {len(tensor)} classes, not {num_classes} "
-                f"({name} {list(tensor.shape)}); pass --num_classes={len(tensor)}"
-            )
 
 
 def main(argv: list[str]) -> None:

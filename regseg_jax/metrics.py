@@ -67,6 +67,11 @@ class Scores:
     pixel_accuracy: float
     absent_classes: tuple[int, ...]
 
+    def mean_iou_without(self, classes: tuple[int, ...]) -> float:
+        """The mean over the other classes that are present; NaN if none is."""
+        others = np.delete(self.iou_per_class, list(classes))
+        return float(np.mean(others[~np.isnan(others)])) if np.isfinite(others).any() else np.nan
+
 
 def compute_scores(confusion_matrix: np.ndarray) -> Scores:
     """IoU = intersection / union of labels and predictions, for each class, and their mean."""

@@ -10,30 +10,54 @@ import optax
 Schedule = Callable[[jax.typing.ArrayLike], jax.Array]
 
 
+def _poly(progress: jax.Array, power: float) -> jax.Array:
+    return (1 - progress) ** power
+
+
+def _cosine(progress: jax.Array, power: float) -> jax.Array:
+    return 0.5 * (1 + jnp.cos(jnp.pi * progress))
+
+
+def _step(progress: jax.Array, power: float) -> jax.Array:
+    return jnp.where(progress < 0.89, 1, jnp.where(progress < 0.96, 0.1, 0.01))
+
+
+def _exponential(progress: jax.Array, power: float) -> jax.Array:
+    return 0.01**progress
+
+
+# The decay's factor of the progress, steps taken / steps in all, in [0, 1].
+DECAYS = {"poly": _poly, "cosine": _cosine, "step": _step, "exponential": _exponential}
+
+
 def create_learning_rate_fn(
     base_learning_rate: float,
     num_steps: int,
     warmup_steps: int,
     *,
+    schedule: str = "poly",
     warmup_factor: float = 0.1,
     power: float = 0.9,
 ) -> Schedule:
-    """Poly decay over all steps, times a linear warm-up (paper, section 4.1).
+    """A decay over all steps, times a linear warm-up (paper, section 4.1: poly).
 
     Args:
       base_learning_rate: what decay and warm-up are factors of.
-      num_steps: the decay reaches 0 here, one step after the last.
+      num_steps: the decay ends here, one step after the last: poly and cosine at 0, exponential
+        and step at 0.01 (step is 0.1 from 89 % of the steps on, 0.01 from 96 % on).
       warmup_steps: the warm-up's factor goes from warmup_factor at step 0 to 1 at this step.
+      schedule: a key of `DECAYS`.
       warmup_factor: where the warm-up starts, in [0, 1].
-      power: of the decay.
+      power: of poly.
 
     Returns:
       A function of the step (an int or i32[]) to the learning rate, f32[].
     """
+    decay_fn = DECAYS[schedule]
 
     def learning_rate_fn(step: jax.typing.ArrayLike) -> jax.Array:
         step = jnp.minimum(step, num_steps)
-        decay = (1 - step / num_steps) ** power
+        decay = decay_fn(step / num_steps, power)
         warmup = jnp.minimum(warmup_factor + (1 - warmup_factor) * step / max(warmup_steps, 1), 1)
         return base_learning_rate * decay * (warmup if warmup_steps else 1)
 

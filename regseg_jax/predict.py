@@ -17,7 +17,6 @@ from regseg_jax import run
 from regseg_jax.command import run_command
 from regseg_jax.data.classes import ClassTable
 from regseg_jax.data.sources import list_images, load_image
-from regseg_jax.ops.resize import upsample_bilinear
 from regseg_jax.visualize import draw_overlay, save_png
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run whose best checkpoint is used.")
@@ -86,12 +85,11 @@ def find_images(paths: Sequence[str | os.PathLike]) -> list[pathlib.Path]:
 
 def create_predict_fn(trained: run.TrainedRun) -> Callable[[np.ndarray], np.ndarray]:
     """A function of an image uint8[H, W, 3] to its class map uint8[H, W]."""
-    preprocess = run.create_preprocess_fn(trained.config)
+    score_fn = run.create_run_score_fn(trained.config, trained.model)
 
     @jax.jit
     def predict_batch(variables: dict, images: jax.Array) -> jax.Array:
-        logits = trained.model.apply(variables, preprocess(images), train=False)
-        return upsample_bilinear(logits, images.shape[1:3]).argmax(-1)
+        return score_fn(variables, images, images.shape[1:3]).argmax(-1)
 
     return lambda image: np.asarray(predict_batch(trained.variables, image[None])[0], np.uint8)
 

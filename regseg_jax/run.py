@@ -23,7 +23,7 @@ from regseg_jax.data.sampling import ClassUniformEpochs, Sampler, ShuffledEpochs
 from regseg_jax.losses import bootstrapped_cross_entropy, cross_entropy
 from regseg_jax.models import RegSeg, create_model
 from regseg_jax.optim import Schedule, create_learning_rate_fn, create_optimizer
-from regseg_jax.steps import LossFn
+from regseg_jax.steps import LossFn, ScoreFn, create_score_fn
 from regseg_jax.train_state import TrainState, create_train_state
 
 # Of the data sets whose classes are their own; those of "folder" are the config's.
@@ -148,6 +148,7 @@ def create_run_optimizer(
         optimizer.learning_rate,
         num_steps,
         optimizer.warmup_steps,
+        schedule=optimizer.schedule,
         warmup_factor=optimizer.warmup_factor,
         power=optimizer.power,
     )
@@ -181,6 +182,13 @@ def create_preprocess_fn(config: ConfigDict) -> Callable[[jax.Array], jax.Array]
         return resize_and_normalize(images, size)
 
     return preprocess
+
+
+def create_run_score_fn(config: ConfigDict, model: RegSeg) -> ScoreFn:
+    """What scores the classes of whole images, as the config's evaluation does."""
+    return create_score_fn(
+        model, create_preprocess_fn(config), scales=config.eval.scales, flip=config.eval.flip
+    )
 
 
 def abstract_train_state(model: RegSeg, tx: optax.GradientTransformation) -> TrainState:

@@ -1,6 +1,6 @@
 """The two computations of a run, pure and free of configuration; their callers jit them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -90,14 +90,59 @@ def create_train_step(
     return train_step
 
 
+ScoreFn = Callable[[dict[str, Any], Array, tuple[int, int]], Array]
+
+
+def create_score_fn(
+    model: RegSeg,
+    preprocess_fn: Callable[[Array], Array],
+    *,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+) -> ScoreFn:
+    """Builds what scores the classes of whole images.
+
+    Args:
+      model: of the run.
+      preprocess_fn: uint8[B, H, W, 3] -> the model's input.
+      scales: the model sees its input resized by each.
+      flip: whether it sees each input mirrored as well.
+
+    Returns:
+      A function of (variables, images uint8[B, H, W, 3], size) to f32[B, *size, num_classes],
+      the larger the likelier: the logits where one input is seen, else the mean of the
+      probabilities over all inputs.
+    """
+
+    def score_fn(variables: dict[str, Any], images: Array, size: tuple[int, int]) -> Array:
+        inputs = preprocess_fn(images)
+
+        def compute_logits(x: Array) -> Array:
+            return upsample_bilinear(model.apply(variables, x, train=False), size)
+
+        if tuple(scales) == (1.0,) and not flip:
+            return compute_logits(inputs)
+        total = 0
+        for scale in scales:
+            batch, *sides, channels = inputs.shape
+            shape = (batch, *(max(round(side * scale), 1) for side in sides), channels)
+            scaled = jax.image.resize(inputs, shape, method="bilinear", antialias=True)
+            total += jax.nn.softmax(compute_logits(scaled))
+            if flip:
+                total += jax.nn.softmax(compute_logits(scaled[:, :, ::-1])[:, :, ::-1])
+        return total / (len(scales) * (1 + flip))
+
+    return score_fn
+
+
 def create_eval_step(
-    model: RegSeg, preprocess_fn: Callable[[Array], Array]
+    model: RegSeg, score_fn: ScoreFn
 ) -> Callable[[dict[str, Any], Batch], tuple[Array, ConfusionMatrix]]:
     """Builds the evaluation step: whole images, scored at the labels' size.
 
     Args:
       model: of the run.
-      preprocess_fn: uint8[B, H, W, 3] -> the model's input.
+      score_fn: see `create_score_fn`.
 
     Returns:
       A function of (variables, {"image", "label"} as in training) to the predictions
@@ -105,9 +150,8 @@ def create_eval_step(
     """
 
     def eval_step(variables: dict[str, Any], batch: Batch) -> tuple[Array, ConfusionMatrix]:
-        logits = model.apply(variables, preprocess_fn(batch["image"]), train=False)
-        logits = upsample_bilinear(logits, batch["label"].shape[1:3])
-        predictions = logits.argmax(-1)
+        scores = score_fn(variables, batch["image"], batch["label"].shape[1:3])
+        predictions = scores.argmax(-1)
         confusion_matrix = ConfusionMatrix.from_model_output(
             labels=batch["label"].astype(jnp.int32),
             predictions=predictions,

@@ -18,24 +18,33 @@ from tqdm import tqdm
 
 from regseg_jax import config as config_lib
 from regseg_jax import run
-from regseg_jax.checkpoint import CheckpointManager
+from regseg_jax.checkpoint import CheckpointManager, has_checkpoint
 from regseg_jax.data.augment import augment
 from regseg_jax.data.pipeline import ProcessShare, create_train_iterator
 from regseg_jax.data.sampling import check_epoch_size
 from regseg_jax.data.sources import Source, check_source
 from regseg_jax.environment import describe_environment
-from regseg_jax.evaluate import Evaluation, evaluate, format_scores, jit_eval_step, named_scores
+from regseg_jax.evaluate import (
+    Evaluation,
+    evaluate,
+    format_scores,
+    format_worst,
+    jit_eval_step,
+    named_scores,
+)
+from regseg_jax.init_from import load_initial_weights
 from regseg_jax.metric_writer import METRICS_FILE, MetricWriter, read_metrics
 from regseg_jax.progress import ProgressBar
 from regseg_jax.sharding import (
     create_mesh,
     is_main_process,
     main_process_first,
+    replicate,
     replicated,
     shard_batch,
 )
 from regseg_jax.steps import create_train_step
-from regseg_jax.train_state import create_train_state
+from regseg_jax.train_state import create_train_state, start_from
 from regseg_jax.visualize import draw_class_iou, draw_curves, save_png
 
 # Steps that the host may be ahead of the device: enough to hide its work, few enough that a
@@ -65,6 +74,10 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Evaluation | None:
     create_mesh(config.eval.batch_size)
     check_epoch_size(len(train_source), config.global_batch_size)
     share = ProcessShare(jax.process_index(), jax.process_count())
+    model = run.create_run_model(config)
+    initial = None
+    if config.init_from and not has_checkpoint(workdir):
+        initial = load_initial_weights(config.init_from, model)
     if is_main_process():
         is_new = config_lib.claim_workdir(config, workdir)
         environment = json.dumps(describe_environment(), indent=1)
@@ -79,7 +92,6 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Evaluation | None:
 
     # --- Model, optimizer, state.
     num_steps = config.num_epochs * sampler.steps_per_epoch
-    model = run.create_run_model(config)
     tx, learning_rate_fn = run.create_run_optimizer(config, num_steps)
     init_rng, step_rng = jax.random.split(jax.random.key(config.seed))
     create_state = functools.partial(create_train_state, model, tx)
@@ -88,11 +100,15 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Evaluation | None:
         out_shardings=replicated(mesh),
         compiler_options={"xla_backend_optimization_level": 0},  # it runs once: seconds saved
     )(init_rng)
+    if initial:
+        state = replicate(start_from(model, tx, initial.fill(state.variables)), mesh)
 
     # --- Where an earlier start of this run stopped.
     checkpoints = CheckpointManager(workdir)
     if (latest := checkpoints.latest_step()) is not None:
         state = checkpoints.restore(latest, state)
+    elif initial:
+        checkpoints.save(state)  # so that no later start reads the other run again
     step = int(state.step)
 
     # --- The two computations, compiled at their first call.
@@ -108,7 +124,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Evaluation | None:
         donate_argnums=0,
         out_shardings=replicated(mesh),
     )
-    eval_step = jit_eval_step(model, run.create_preprocess_fn(config), mesh)
+    eval_step = jit_eval_step(model, run.create_run_score_fn(config, model), mesh)
     run_evaluation = functools.partial(
         evaluate,
         eval_step,
@@ -119,6 +135,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Evaluation | None:
         num_workers=config.data.num_workers,
         num_panels=config.eval.num_panels,
         size_multiple=config.eval.size_multiple,
+        num_worst=config.eval.num_worst,
     )
     eval_every_steps = config.eval.every_epochs * sampler.steps_per_epoch
     split = run.name_evaluation(config.data.train_split, config.data.eval_split)
@@ -147,6 +164,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Evaluation | None:
                 f"the {config.data.eval_split} images are trained on (train_split is "
                 f"{config.data.train_split}): their scores, {split}/*, say little of other images"
             )
+        if initial:
+            progress.write(initial.report)
         if step:
             progress.write(f"going on from the checkpoint of step {step}")
         while step < num_steps:
@@ -183,6 +202,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Evaluation | None:
             evaluation = run_evaluation(state.variables)
     if is_main_process():
         print(format_scores(evaluation.scores, class_table))
+        if evaluation.worst:
+            print(format_worst(evaluation.worst))
         for path in _draw_results(workdir, evaluation, class_table):
             print(path)
     return evaluation

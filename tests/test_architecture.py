@@ -77,7 +77,10 @@ LAYERS = {
 # Packages that stay in few places, so that they can be replaced there.
 PLACES = {
     "orbax": ("checkpoint",),
-    "ml_collections": ("train", "evaluate", "config", "run", "main", "import_torch", "search"),
+    "ml_collections": (
+        *("train", "evaluate", "config", "run", "main", "import_torch", "search"),
+        "input_benchmark",
+    ),
     "torch": ("export",),
     "onnx": ("export",),
     "onnxruntime": ("export",),
@@ -89,7 +92,10 @@ PLACES = {
 # Whole parts that nothing else needs, and the commands that may use them.
 LEAVES = {
     "search": ("search",),
-    "export": ("export", "import_torch", "benchmark.torch_backend", "benchmark.__main__"),
+    "export": (
+        *("export", "import_torch", "init_from"),
+        *("benchmark.torch_backend", "benchmark.__main__"),
+    ),
 }
 
 
@@ -115,7 +121,7 @@ def test_the_tables_of_the_models_know_only_python():
 @pytest.mark.parametrize("name", [name for name in FILES if _inside(name, "data")])
 def test_data_knows_neither_models_nor_jax(name):
     assert all(_inside(module, "data") for module in _project_imports(name))
-    accelerated = {"jax"} if name == "data.augment" else set()
+    accelerated = {"jax"} if name in ("data.augment", "data.rand_augment") else set()
     assert _packages(name) & {"jax", "flax", "optax", "clu"} <= accelerated
 
 

@@ -59,6 +59,11 @@ def test_unknown_key_raises(config):
         ),
         ("data.source", "kitti", r"config\.data\.source is 'kitti'; use one of camvid, synthetic"),
         ("loss.name", "dice", r"config\.loss\.name is 'dice'; use one of cross_entropy, boot"),
+        (
+            "optimizer.schedule",
+            "linear",
+            r"config\.optimizer\.schedule is 'linear'; use one of poly, cosine, step, exponential",
+        ),
         ("global_batch_size", 0, r"config\.global_batch_size is 0; set a whole number"),
         ("num_epochs", -3, r"config\.num_epochs is -3; set a whole number of at least 1"),
         ("log_every_steps", 0, r"config\.log_every_steps is 0"),
@@ -77,6 +82,8 @@ def test_unknown_key_raises(config):
         ("augment.crop_size", (), r"config\.augment\.crop_size is \[\]"),
         ("eval.image_size", (1, 2, 3), r"config\.eval\.image_size is \[1, 2, 3\]"),
         ("data.synthetic_size", (64,), r"config\.data\.synthetic_size is \[64\]"),
+        ("eval.scales", (), r"config\.eval\.scales is \(\); set positive factors"),
+        ("eval.scales", (1.0, 0.0), r"config\.eval\.scales is \(1\.0, 0\.0\)"),
         ("data.data_dir", "", r"config\.data\.data_dir is empty; add --config\.data\.data_dir"),
     ],
 )

@@ -140,7 +140,7 @@ def _write_nan(path: pathlib.Path) -> None:
             _write_other_architecture,
             f"does not fit {NAME}: missing .*head4.* Convert it for the model",
         ),
-        (_write_more_classes, "19 classes, not 11 .*pass --num_classes=19"),
+        (_write_more_classes, "19 classes, not 11; pass --num_classes=19"),
         (_write_nan, "NaN or infinity in stem.bn.bias;.*use an earlier checkpoint"),
     ],
 )

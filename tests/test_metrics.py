@@ -56,6 +56,14 @@ def test_labels_outside_the_classes_are_left_out():
     np.testing.assert_array_equal(matrix.matrix, [[0, 0, 0], [0, 1, 0], [0, 0, 0]])
 
 
+def test_the_mean_without_some_classes():
+    scores = compute_scores(np.diag([4, 0, 3, 5]) + np.array([[0, 0, 2, 0]] + 3 * [[0] * 4]))
+    np.testing.assert_allclose(scores.iou_per_class, [4 / 6, np.nan, 3 / 5, 1])
+    assert scores.mean_iou_without((0,)) == pytest.approx((3 / 5 + 1) / 2)
+    assert scores.mean_iou_without(()) == pytest.approx(scores.mean_iou)
+    assert np.isnan(scores.mean_iou_without((0, 2, 3)))
+
+
 def test_a_class_that_is_only_predicted_counts_as_zero():
     scores = compute_scores(np.array([[5, 5], [0, 0]]))
     np.testing.assert_allclose(scores.iou_per_class, [0.5, 0])

@@ -36,15 +36,29 @@ def test_learning_rate_of_a_traced_step():
     np.testing.assert_allclose(traced, [rate(int(step)) for step in steps], rtol=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("schedule", "key"),
+    [("poly", "poly"), ("cosine", "cosine"), ("step", "step"), ("exponential", "exp")],
+)
+def test_schedules_as_the_authors(golden_dir, schedule, key):
+    golden = np.load(golden_dir / "training.npz")
+    factor = create_learning_rate_fn(1.0, 10_000, 1000, schedule=schedule)
+    factors = [factor(int(step)) for step in golden["schedule_steps"]]
+    np.testing.assert_allclose(factors, golden[f"schedule_{key}"], rtol=1e-4, atol=1e-7)
+
+
 def test_learning_rates_as_the_authors(golden_dir):
     golden = np.load(golden_dir / "training.npz")
-    factor = create_learning_rate_fn(1.0, 10_000, 1000)
-    factors = [factor(int(step)) for step in golden["schedule_steps"]]
-    np.testing.assert_allclose(factors, golden["schedule_poly"], rtol=1e-4, atol=1e-7)
     rate = create_learning_rate_fn(0.05, 10, 3)
     np.testing.assert_allclose(
         [rate(step) for step in range(6)], golden["learning_rates"], rtol=1e-5
     )
+
+
+def test_the_step_schedule_drops_at_89_and_96_percent():
+    rate = create_learning_rate_fn(1.0, 100_000, 0, schedule="step")
+    steps = (0, 88_999, 89_000, 95_999, 96_000, 99_999)
+    np.testing.assert_allclose([rate(step) for step in steps], [1, 1, 0.1, 0.1, 0.01, 0.01])
 
 
 def test_decay_leaves_out_batch_norm_alone():

@@ -19,7 +19,7 @@ from regseg_jax.losses import cross_entropy
 from regseg_jax.models import RegSeg, create_model
 from regseg_jax.optim import create_learning_rate_fn, create_optimizer
 from regseg_jax.sharding import replicate, shard_batch
-from regseg_jax.steps import AugmentFn, create_eval_step, create_train_step
+from regseg_jax.steps import AugmentFn, create_eval_step, create_score_fn, create_train_step
 from regseg_jax.train_state import TrainState, create_train_state
 
 TX = create_optimizer(1e-4)
@@ -238,7 +238,8 @@ def test_eval_step_scores_at_the_labels_size_and_ignores(small_model, initial_st
     labels = batch["label"].copy()
     labels[-1] = 255  # a whole image, as evaluation's fillers are
     eval_step = jax.jit(
-        create_eval_step(small_model, preprocess), compiler_options=QUICK_COMPILATION
+        create_eval_step(small_model, create_score_fn(small_model, preprocess)),
+        compiler_options=QUICK_COMPILATION,
     )
     mesh = _mesh(8)
     predictions, matrix = eval_step(
@@ -253,6 +254,46 @@ def test_eval_step_scores_at_the_labels_size_and_ignores(small_model, initial_st
     np.add.at(expected, (labels[scored], np.asarray(predictions)[scored]), 1)
     np.testing.assert_array_equal(matrix.matrix, expected)
     assert matrix.matrix.sum() == scored.sum() < labels.size
+
+
+class _MeanModel:
+    """Logits that depend on the left neighbour: a mirrored image gives others."""
+
+    def apply(self, variables: float, x: Array, *, train: bool) -> Array:
+        assert not train
+        return variables * (x + 0.5 * jnp.roll(x, 1, axis=2))
+
+
+def test_scores_over_scales_and_mirrored_images_are_mean_probabilities():
+    rng = np.random.default_rng(0)
+    images = rng.uniform(-1, 1, (2, 8, 12, 3)).astype(np.float32)
+    model, size = _MeanModel(), (16, 24)
+
+    def score(images: np.ndarray, **options: Any) -> Array:
+        return create_score_fn(model, lambda x: x, **options)(2.0, images, size)
+
+    def upsample(x: Array) -> Array:
+        return jax.image.resize(x, (2, *size, 3), "bilinear")
+
+    logits = score(images)
+    np.testing.assert_allclose(
+        logits, upsample(model.apply(2.0, images, train=False)), rtol=1e-5, atol=1e-6
+    )
+    both = score(images, scales=(1.0, 1.5), flip=True)
+    np.testing.assert_allclose(both.sum(-1), 1, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        both,
+        score(images[:, :, ::-1], scales=(1.0, 1.5), flip=True)[:, :, ::-1],
+        rtol=1e-5,
+        atol=1e-6,
+    )
+    large = jax.image.resize(images, (2, 12, 18, 3), "bilinear")
+    expected = [
+        jax.nn.softmax(upsample(model.apply(2.0, x[:, :, ::flip], train=False))[:, :, ::flip])
+        for x in (images, large)
+        for flip in (1, -1)
+    ]
+    np.testing.assert_allclose(both, sum(expected) / 4, rtol=1e-5, atol=1e-6)
 
 
 def _load_fill(golden_dir: pathlib.Path) -> Any:

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -59,6 +60,12 @@ def read_state(workdir: pathlib.Path, step: int) -> dict:
 def steps_saved(workdir: pathlib.Path) -> set[int]:
     folder = workdir / "checkpoints"
     return {int(p.name) for p in folder.iterdir() if p.name.isdigit()} if folder.is_dir() else set()
+
+
+def read_mean_iou(workdir: pathlib.Path, step: int) -> float:
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    return next(r["val/mean_iou"] for r in records if r["step"] == step and "val/mean_iou" in r)
 
 
 @pytest.fixture(scope="module")
@@ -151,3 +158,23 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
     assert "Traceback" not in err
     state = read_state(tmp_path, max(steps_saved(tmp_path)))
     assert all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(state["opt_state"]))
+
+
+@pytest.mark.slow
+def test_a_run_starts_from_another_once(whole_run, tmp_path):
+    other = shutil.copytree(whole_run, tmp_path / "other")
+    overrides = (f"init_from={other}", "optimizer.learning_rate=0.0", "num_epochs=1")
+    process = start(tmp_path / "run", f"init_from={tmp_path / 'nowhere'}")
+    assert "nowhere; set the folder of a run" in process.communicate(timeout=200)[1]
+    assert not (tmp_path / "run").exists()
+
+    _, err = finish(start(tmp_path / "run", *overrides))
+    assert f"run {other}: loaded" in err
+    # Without learning, a run ends with the weights that it started with.
+    best = max(steps_saved(other), key=lambda step: read_mean_iou(other, step))
+    expected, params = read_state(other, best)["params"], read_state(tmp_path / "run", 6)["params"]
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
+
+    shutil.rmtree(other)
+    _, err = finish(start(tmp_path / "run", *overrides))  # from its own checkpoint
+    assert "loaded" not in err

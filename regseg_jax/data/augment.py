@@ -1,8 +1,8 @@
 """Training-time augmentation on the device: one pure function of (batch, rng).
 
 Scale, crop, pad and flip of each image are drawn as a `Placement` and applied in one
-static-shape resampling; normalisation follows. Matches Pillow's bilinear (antialiased) and nearest
-resizing, see tests/data/test_augment.py.
+static-shape resampling; RandAugment, where asked for, and normalisation follow. Matches Pillow's
+bilinear (antialiased) and nearest resizing, see tests/data/test_augment.py.
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from regseg_jax.data.classes import IGNORE_LABEL
+from regseg_jax.data.rand_augment import OPERATIONS, Box, rand_augment
 
 # ImageNet's, of images in [0, 1].
 MEAN = (0.485, 0.456, 0.406)
@@ -28,12 +29,16 @@ class AugmentConfig:
       min_shorter_side: the image's shorter side becomes a random integer from here
       max_shorter_side: to here, both included, in pixels.
       flip_probability: of a left-right flip, in [0, 1].
+      rand_augment_num_ops: distinct operations of RandAugment for each image, in [0, 7].
+      rand_augment_magnitude: of its operations, in [0, 1].
     """
 
     crop_size: tuple[int, int]
     min_shorter_side: int
     max_shorter_side: int
     flip_probability: float = 0.5
+    rand_augment_num_ops: int = 0
+    rand_augment_magnitude: float = 0.2
 
     def __post_init__(self) -> None:
         if not 0 < self.min_shorter_side <= self.max_shorter_side:
@@ -43,6 +48,16 @@ class AugmentConfig:
             )
         if min(self.crop_size) < 1:
             raise ValueError(f"crop_size {self.crop_size} is not positive")
+        if not 0 <= self.rand_augment_num_ops <= len(OPERATIONS):
+            raise ValueError(
+                f"rand_augment_num_ops is {self.rand_augment_num_ops}; set 0 for none, or up to "
+                f"{len(OPERATIONS)} different operations (the paper: 2)"
+            )
+        if not 0 <= self.rand_augment_magnitude <= 1:
+            raise ValueError(
+                f"rand_augment_magnitude is {self.rand_augment_magnitude}; set it in [0, 1] (the "
+                "paper: 0.2)"
+            )
 
 
 class Placement(NamedTuple):
@@ -156,6 +171,15 @@ def apply_placement(
     return tuple(jnp.where(placement.flip, x[:, ::-1], x) for x in (pixels, labels))
 
 
+def find_box(placement: Placement, crop_size: tuple[int, int]) -> Box:
+    """Where `apply_placement` puts the image on the crop; the rest is padding."""
+    first = jnp.maximum(-placement.start, 0)
+    last = jnp.minimum(placement.size - placement.start, jnp.array(crop_size))
+    flipped_left = crop_size[1] - last[1]
+    left = jnp.where(placement.flip, flipped_left, first[1])
+    return Box(jnp.stack([first[0], left]), last - first)
+
+
 def augment(
     images: Array,
     labels: Array,
@@ -183,8 +207,22 @@ def augment(
         image: Array, label: Array, key: Array, size: Array | None, centroid: Array | None
     ) -> tuple[Array, Array]:
         true_size = label.shape if size is None else size
+        ops_key = None
+        if config.rand_augment_num_ops:
+            key, ops_key = jax.random.split(key)
         placement = draw_placement(key, true_size, config, centroid)
-        return apply_placement(image, label, placement, config.crop_size, size)
+        image, label = apply_placement(image, label, placement, config.crop_size, size)
+        if ops_key is None:
+            return image, label
+        return rand_augment(
+            image,
+            label,
+            find_box(placement, config.crop_size),
+            ops_key,
+            num_ops=config.rand_augment_num_ops,
+            magnitude=config.rand_augment_magnitude,
+            fill=tuple(255 * mean for mean in MEAN),
+        )
 
     keys = jax.random.split(rng, images.shape[0])
     images, labels = jax.vmap(augment_one)(images, labels, keys, size, centroid)

@@ -19,6 +19,7 @@ class ClassTable:
       label_ids: for each training id its raw value in label files of one channel.
       ignored_label_ids: raw values that are legal and ignored. Any other value is an error.
       ignored_colors: the same for labels stored as colours.
+      reduced_without: training ids that the reduced mean IoU leaves out; (): there is none.
     """
 
     name: str
@@ -27,6 +28,7 @@ class ClassTable:
     label_ids: tuple[int, ...]
     ignored_label_ids: tuple[int, ...] = (IGNORE_LABEL,)
     ignored_colors: tuple[tuple[int, int, int], ...] = ()
+    reduced_without: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         """Raises ValueError where a value has two meanings."""
@@ -182,4 +184,5 @@ CITYSCAPES = ClassTable(
     label_ids=tuple(label_id for _, _, label_id in _CITYSCAPES),
     # The data set's other labels; -1, the license plate, is 255 in files of 8 bits.
     ignored_label_ids=(*range(7), 9, 10, 14, 15, 16, 18, 29, 30, IGNORE_LABEL),
+    reduced_without=(14, 15, 16),  # truck, bus, train: rare, so noisy (paper, section 4.2)
 )

@@ -7,9 +7,15 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
-from regseg_jax.export.torch_model import RegSeg, create_torch_model, load_weights
+from regseg_jax.export.torch_model import (
+    RegSeg,
+    create_torch_model,
+    load_state_dict_file,
+    load_weights,
+)
 from regseg_jax.export.torch_weights import to_torch
 from regseg_jax.run import TrainedRun
 
@@ -45,7 +51,15 @@ def serialize(model: RegSeg, metadata: Mapping[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def save_counters(workdir: str | os.PathLike, state_dict: Mapping[str, torch.Tensor]) -> None:
+def load_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Reads a state dict as `load_state_dict_file` does, floats of any precision as float32."""
+    return {
+        name: tensor.float().numpy() if tensor.is_floating_point() else tensor.numpy()
+        for name, tensor in load_state_dict_file(path).items()
+    }
+
+
+def save_counters(workdir: str | os.PathLike, state_dict: Mapping[str, np.ndarray]) -> None:
     """Keeps the state dict's `num_batches_tracked` with the run."""
     counters = {
         name: int(count)

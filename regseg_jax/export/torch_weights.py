@@ -60,21 +60,9 @@ def from_torch(
     Raises:
       ValueError: names all that are missing, unexpected or of another shape, in one message.
     """
-    arrays = {
-        name: np.asarray(value)
-        for name, value in state_dict.items()
-        if not name.endswith(f".{_COUNTER}")
-    }
+    arrays = _without_counters(state_dict)
     model = model or _nearest_model(arrays)
-    expected = _shapes(model)
-    problems = [f"missing {name} {list(expected[name])}" for name in expected if name not in arrays]
-    problems += [f"unexpected {name}" for name in arrays if name not in expected]
-    problems += [
-        f"{name} has shape {list(array.shape)}, not {list(expected[name])}"
-        for name, array in arrays.items()
-        if name in expected and array.shape != expected[name]
-    ]
-    if problems:
+    if problems := find_mismatches(state_dict, model):
         raise ValueError(
             f"the PyTorch state dict does not fit {model.variant.name}: {'; '.join(problems)}. "
             "Convert it for the model that it was trained as"
@@ -89,6 +77,33 @@ def from_torch(
             array = array.transpose(2, 3, 1, 0)  # OIHW -> HWIO
         flat[collection, *_flax_path(module), flax_leaf] = array
     return unflatten_dict(flat)
+
+
+def find_mismatches(state_dict: Mapping[str, np.ndarray], model: RegSeg) -> list[str]:
+    """Says what is missing, unexpected or of another shape in a state dict for this model."""
+    arrays, expected = _without_counters(state_dict), _shapes(model)
+    problems = [f"missing {name} {list(expected[name])}" for name in expected if name not in arrays]
+    problems += [f"unexpected {name}" for name in arrays if name not in expected]
+    problems += [
+        f"{name} has shape {list(array.shape)}, not {list(expected[name])}"
+        for name, array in arrays.items()
+        if name in expected and array.shape != expected[name]
+    ]
+    return problems
+
+
+def count_classes(state_dict: Mapping[str, np.ndarray]) -> int | None:
+    """The number of classes of a state dict; None if it has no classifier."""
+    classifiers = ("classifier.weight", "conv_last.1.weight")
+    return next((len(v) for name, v in state_dict.items() if name.endswith(classifiers)), None)
+
+
+def _without_counters(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {
+        name: np.asarray(value)
+        for name, value in state_dict.items()
+        if not name.endswith(f".{_COUNTER}")
+    }
 
 
 def to_torch(variables: Mapping, num_batches_tracked: int = 0) -> dict[str, np.ndarray]:
@@ -165,8 +180,7 @@ def _nearest_model(arrays: Mapping[str, np.ndarray]) -> RegSeg:
     }
     backbone = min(variants.BACKBONES, key=lambda name: len(blocks ^ _blocks(name)))
 
-    classifiers = (name for name in arrays if re.search(r"classifier\.w|conv_last\.1\.w", name))
-    num_classes = next((arrays[name].shape[0] for name in classifiers), 1)
+    num_classes = count_classes(arrays) or 1
     decoder_entries = {
         (name, array.shape) for name, array in arrays.items() if name.startswith("decoder.")
     }

@@ -37,6 +37,11 @@ def test_cityscapes_knows_every_label_id():
     assert set(CITYSCAPES.label_ids + CITYSCAPES.ignored_label_ids) == {*range(34), IGNORE_LABEL}
 
 
+def test_the_reduced_mean_leaves_out_truck_bus_and_train():
+    names = [CITYSCAPES.class_names[i] for i in CITYSCAPES.reduced_without]
+    assert names == ["truck", "bus", "train"]
+
+
 def test_camvid_training_ids_have_the_order_of_the_full_size_protocol():
     assert CAMVID.class_names == (
         "building",
