@@ -38,6 +38,8 @@ def get_config() -> ConfigDict:
     config.augment.max_shorter_side = 1600
     config.loss.name = "cross_entropy"
     config.data.class_uniform_share = 0.5
+    config.augment.rand_augment_num_ops = 2
+    config.augment.rand_augment_magnitude = 0.2
     config.data.tile_size = 1024
     config.eval.every_epochs = 20
     return config

@@ -26,5 +26,6 @@ def get_config(model: str = "exp48_decoder14") -> ConfigDict:
     config.num_epochs = 500  # of the paper's ablations
     config.precision = "float16"
     config.data.class_uniform_share = 0.5
+    config.augment.rand_augment_num_ops = 2  # of seven, at magnitude 0.2
     config.eval.every_epochs = 20
     return config

@@ -21,6 +21,7 @@ def get_config() -> ConfigDict:
     config.data.source = "cityscapes"
     config.precision = "float16"
     config.data.class_uniform_share = 0.5
+    config.augment.rand_augment_num_ops = 2  # of seven, at magnitude 0.2
     config.eval.every_epochs = 20
     config.data.train_split = "trainval"
     config.augment.crop_size = (1024, 1024)

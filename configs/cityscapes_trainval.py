@@ -20,6 +20,7 @@ def get_config() -> ConfigDict:
     config.data.source = "cityscapes"
     config.precision = "float16"
     config.data.class_uniform_share = 0.5
+    config.augment.rand_augment_num_ops = 2  # of seven, at magnitude 0.2
     config.eval.every_epochs = 20
     # What differs from configs/cityscapes.py (the paper's test submission).
     config.data.train_split = "trainval"
