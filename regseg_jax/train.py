@@ -25,6 +25,7 @@ from regseg_jax.data.sampling import ShuffledEpochs
 from regseg_jax.data.sources import Source, check_source
 from regseg_jax.environment import describe_environment
 from regseg_jax.evaluate import Evaluation, evaluate, format_scores, jit_eval_step, named_scores
+from regseg_jax.field_of_view import describe_gaps
 from regseg_jax.metric_writer import METRICS_FILE, MetricWriter, read_metrics
 from regseg_jax.progress import ProgressBar
 from regseg_jax.sharding import create_mesh, is_main_process, replicated, shard_batch
@@ -127,6 +128,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Evaluation | None:
         ) as progress,
     ):
         recent = _RecentLosses(workdir)
+        for warning in describe_gaps(model.variant.backbone):
+            progress.write(warning)
         if step:
             progress.write(f"going on from the checkpoint of step {step}")
         while step < num_steps:

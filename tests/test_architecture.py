@@ -53,6 +53,7 @@ IMPORTS = {name: _imports(path.read_text()) for name, path in FILES.items()}
 # The modules that know nothing of training: what each imports of the project.
 LAYERS = {
     "ops": set(),
+    "ops.continuous_conv": set(),
     "ops.conv": set(),
     "ops.resize": set(),
     "ops.sample": set(),
