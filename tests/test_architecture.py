@@ -87,8 +87,12 @@ PLACES = {
     "tensorflow": (),
 }
 
-# Whole parts that nothing else needs, and the commands that may use them.
-LEAVES = {"search": ("search",), "export": ("export", "import_torch", "benchmark")}
+# Whole parts that little else needs, and who may use them. A search is a run like any other, so
+# run.py makes its model and optimizer, and train.py keeps what it found.
+LEAVES = {
+    "search": ("search", "run", "train"),
+    "export": ("export", "import_torch", "benchmark"),
+}
 
 
 def test_the_reader_sees_every_form_of_import():

@@ -12,7 +12,12 @@ from jax import Array, lax
 
 
 def continuous_conv(
-    x: Array, kernel: Array, dilation_rate: Array | float, *, groups: int = 1
+    x: Array,
+    kernel: Array,
+    dilation_rate: Array | float,
+    *,
+    groups: int = 1,
+    tap_width: Array | float = 1.0,
 ) -> Array:
     """Convolves feature maps, padded with zeros, at a real dilation rate.
 
@@ -25,6 +30,8 @@ def continuous_conv(
       kernel: weights [3, 3, C / groups, O] of the same dtype, grouped as in `grouped_conv`.
       dilation_rate: f32[], at least 0; of any size, for taps off the map see zeros.
       groups: number of channel groups; divides C and O.
+      tap_width: f32[], at least 1: how far, in pixels, an outer tap reaches to both sides. Above 1
+        it averages, and a rate feels what is that far from it.
 
     Returns:
       Feature maps [B, H, W, O] of x's dtype.
@@ -45,7 +52,7 @@ def continuous_conv(
     # As in `ops.conv`: a row's taps are gathered along W before one product a group, and a
     # column's are added along H after it.
     x = jnp.einsum(
-        "tpq,bhqc->bhtpc", _read_taps(dilation_rate, width, x.dtype), x, precision=_EXACT
+        "tpq,bhqc->bhtpc", _read_taps(dilation_rate, tap_width, width, x.dtype), x, precision=_EXACT
     )
     x = x.reshape(batch, height, 3, width, groups, group_width)
     x = jnp.transpose(x, (4, 0, 1, 3, 2, 5)).reshape(groups, batch, height, width, 3 * group_width)
@@ -55,7 +62,7 @@ def continuous_conv(
     y = jnp.einsum("gbhwk,gko->gbhwo", x, kernel)
     y = y.reshape(groups, batch, height, width, 3, group_features)
     y = jnp.transpose(y, (1, 4, 2, 3, 0, 5)).reshape(batch, 3, height, width * features)
-    taps = _read_taps(dilation_rate, height, y.dtype)
+    taps = _read_taps(dilation_rate, tap_width, height, y.dtype)
     y = jnp.einsum("tpq,btqo->bpo", taps, y, precision=_EXACT)
     return y.reshape(batch, height, width, features)
 
@@ -64,10 +71,14 @@ def continuous_conv(
 _EXACT = lax.Precision.HIGHEST
 
 
-def _read_taps(dilation_rate: Array | float, size: int, dtype: jnp.dtype) -> Array:
+def _read_taps(
+    dilation_rate: Array | float, tap_width: Array | float, size: int, dtype: jnp.dtype
+) -> Array:
     """The weights [3, p, q] with which taps -1, 0 and 1 at position p read entry q of an axis."""
     positions = jnp.arange(size, dtype=jnp.promote_types(dtype, jnp.float32))
     taps = jnp.array([-1, 0, 1], positions.dtype)[:, None, None]
-    offsets = positions[:, None] + taps * dilation_rate - positions
+    widths = jnp.where(taps == 0, 1.0, tap_width)
+    offsets = (positions[:, None] + taps * dilation_rate - positions) / widths
     # The hat max(0, 1 - |offset|), written so that its gradient is even where it has a corner.
-    return jnp.maximum(0, jnp.minimum(1 + offsets, 1 - offsets)).astype(dtype)
+    hats = jnp.maximum(0, jnp.minimum(1 + offsets, 1 - offsets)) / widths
+    return hats.astype(dtype)
