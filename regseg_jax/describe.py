@@ -237,7 +237,9 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     # Not on import, as other commands have flags of the same names.
-    flags.DEFINE_string("model", "exp48_decoder26", "BACKBONE_DECODER, or an alias.")
+    flags.DEFINE_string(
+        "model", "exp48_decoder26", "BACKBONE_DECODER, an alias, or a variant file."
+    )
     flags.DEFINE_integer("num_classes", 19, "Classes of the model's output.")
     flags.DEFINE_string("size", "1024,2048", "HEIGHT,WIDTH of the image.")
     flags.DEFINE_string("output", ".", "Folder for the picture of the field of view.")

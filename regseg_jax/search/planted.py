@@ -81,8 +81,8 @@ def create_params(seed: int, rates: Sequence[Sequence[float]]) -> Params:
 
 
 def apply(params: Params, images: Array, tap_width: Array | float) -> Array:
-    """Stem, then blocks of dilated 3x3, norm, ReLU, 1x1 and shortcut: [B, H, W, 16]."""
-    x = _normalize(grouped_conv(images, params["stem"]))
+    """Strided stem, blocks of dilated 3x3, norm, ReLU, 1x1 and shortcut: [B, H/2, W/2, 16]."""
+    x = _normalize(grouped_conv(images, params["stem"], stride=2))
     for kernels, mixing, rates in zip(
         params["kernels"], params["mixing"], params["rates"], strict=True
     ):
@@ -133,13 +133,13 @@ def search(
     )
 
     @jax.jit
-    def train_step(params: Params, opt_state: Any, batch: Array, step: Array) -> tuple:
+    def train_step(params: Params, opt_state: Any, batch: tuple, step: Array) -> tuple:
+        images, expected = batch
         progress = jnp.minimum(2 * step / num_steps, 1)
         width = tap_width ** (1 - progress)
-        expected = apply(teacher, batch, 1.0)
 
         def compute_loss(params: Params) -> Array:
-            error = jnp.square(apply(params, batch, width) - expected).mean()
+            error = jnp.square(apply(params, images, width) - expected).mean()
             return error / jnp.var(expected)
 
         loss, grads = jax.value_and_grad(compute_loss)(params)
@@ -149,8 +149,10 @@ def search(
 
     began, opt_state, losses = time.monotonic(), tx.init(student), []
     rng = np.random.default_rng(seed)
+    images, targets = jnp.array(images), jax.jit(apply)(teacher, images, 1.0)
     for step in tqdm(range(num_steps), desc=f"from {start:g}", leave=False, disable=None):
-        batch = images[rng.choice(len(images), _BATCH_SIZE, replace=False)]
+        drawn = rng.choice(len(images), _BATCH_SIZE, replace=False)
+        batch = images[drawn], targets[drawn]
         student, opt_state, loss = train_step(student, opt_state, batch, jnp.int32(step))
         losses.append(loss)
     rates = np.asarray(student["rates"])
