@@ -85,6 +85,13 @@ def create_default_config() -> ConfigDict:
     config.loss.threshold = 0.3  # bootstrapped: pixel losses above it count
     config.loss.min_pixel_share = 1 / 16  # bootstrapped: of the batch's pixels, at least
 
+    config.search = ConfigDict()
+    config.search.enabled = False  # learn the rates of the model's blocks at 1/16
+    config.search.num_branches = 2  # rates a block
+    config.search.initial_rate = 1  # of every branch, under the bound
+    config.search.learning_rate = 0.05  # of the rates: about what one moves in a step, at most
+    config.search.warmup_steps = 300  # before the rates move
+
     config.eval = ConfigDict()
     config.eval.image_size = ()  # images are resized to it; (): left as they are
     config.eval.size_multiple = 1  # where sizes differ, pad to multiples of it: fewer to compile
@@ -121,6 +128,7 @@ def validate_config(config: ConfigDict) -> None:
         value = _flatten(config)[key]
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"config.{key} is {value!r}; set a whole number of at least 1")
+    _validate_search(config)
     for key in ("augment.crop_size", "eval.image_size", "data.synthetic_size"):
         size = _flatten(config)[key]
         if len(size) != 2 and not (key == "eval.image_size" and len(size) == 0):
@@ -149,6 +157,19 @@ def validate_config(config: ConfigDict) -> None:
         )
 
 
+def _validate_search(config: ConfigDict) -> None:
+    search = config.search
+    for key, least in (("num_branches", 2), ("initial_rate", 1), ("warmup_steps", 0)):
+        if not isinstance(search[key], int) or search[key] < least:
+            raise ValueError(
+                f"config.search.{key} is {search[key]!r}; set a whole number of at least {least}"
+            )
+    if not 0 < search.learning_rate < float("inf"):
+        raise ValueError(
+            f"config.search.learning_rate is {search.learning_rate!r}; set a number above 0"
+        )
+
+
 def _one_of(key: str, value: str, legal: object) -> None:
     if value not in legal:
         raise ValueError(f"config.{key} is {value!r}; use one of {', '.join(legal)}")
@@ -169,6 +190,11 @@ def _to_lists(value: object) -> object:
     return [_to_lists(x) for x in value] if isinstance(value, tuple | list) else value
 
 
+def _describe(config: ConfigDict) -> dict[str, object]:
+    """`_flatten`, but the model by the name that says all of it: no alias, no path of a file."""
+    return _flatten(config) | {"model": variants.get_variant(config.model).name}
+
+
 def claim_workdir(config: ConfigDict, workdir: str | os.PathLike) -> bool:
     """Makes workdir this config's: writes `config.json`, or compares with the one that is there.
 
@@ -186,7 +212,7 @@ def claim_workdir(config: ConfigDict, workdir: str | os.PathLike) -> bool:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            json.dump(_flatten(config), file, indent=1)
+            json.dump(_describe(config), file, indent=1)
         os.replace(file.name, path)
     except OSError as error:
         raise ValueError(f"cannot write to workdir {workdir}: {error}; choose another") from None
@@ -200,7 +226,7 @@ def check_same_run(
     ignored: tuple[str, ...] = _MAY_CHANGE,
 ) -> None:
     """Raises ValueError where two configs differ in a key that starts with none of `ignored`."""
-    old, new = _flatten(saved), _flatten(config)
+    old, new = _describe(saved), _describe(config)
     differences = [
         f"{key} was {old[key]!r} and is {new[key]!r}"
         for key in new

@@ -117,13 +117,8 @@ def format_description(model: RegSeg, size: tuple[int, int]) -> str:
         f"parameters:    {sum(row.num_parameters for row in rows):,}",
         f"GMACs:         {sum(row.macs for row in rows) / 1e9:.2f} (convolutions)",
         f"field of view: {seen} pixels, {seen / height:.2f} x {seen / width:.2f} of the image",
+        *field_of_view.describe_gaps(backbone),
     ]
-    for gap in field_of_view.find_gaps(backbone):
-        rates = ", ".join(map(str, gap.rates_with_gaps))
-        lines.append(
-            f"warning: {gap.name} has gaps between its taps' fields of view at rate {rates}; "
-            f"the largest rate without is {gap.max_dilation_rate}"
-        )
     return "\n".join(lines)
 
 
@@ -242,7 +237,9 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     # Not on import, as other commands have flags of the same names.
-    flags.DEFINE_string("model", "exp48_decoder26", "BACKBONE_DECODER, or an alias.")
+    flags.DEFINE_string(
+        "model", "exp48_decoder26", "BACKBONE_DECODER, an alias, or a variant file."
+    )
     flags.DEFINE_integer("num_classes", 19, "Classes of the model's output.")
     flags.DEFINE_string("size", "1024,2048", "HEIGHT,WIDTH of the image.")
     flags.DEFINE_string("output", ".", "Folder for the picture of the field of view.")

@@ -123,3 +123,13 @@ def compute_field_of_view(backbone: variants.Backbone) -> int:
 def find_gaps(backbone: variants.Backbone) -> tuple[LayerFieldOfView, ...]:
     """The layers of which a rate leaves gaps between the fields of view of its taps."""
     return tuple(layer for layer in trace_field_of_view(backbone) if layer.rates_with_gaps)
+
+
+def describe_gaps(backbone: variants.Backbone) -> tuple[str, ...]:
+    """A warning for each layer of which a rate leaves gaps."""
+    return tuple(
+        f"warning: {layer.name} has gaps between its taps' fields of view at rate "
+        f"{', '.join(map(str, layer.rates_with_gaps))}; "
+        f"the largest rate without is {layer.max_dilation_rate}"
+        for layer in find_gaps(backbone)
+    )

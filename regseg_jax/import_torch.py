@@ -114,7 +114,7 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_string("input", None, "The PyTorch file.")
-    flags.DEFINE_string("model", None, "BACKBONE_DECODER, or an alias.")
+    flags.DEFINE_string("model", None, "BACKBONE_DECODER, an alias, or a variant file.")
     flags.DEFINE_integer("num_classes", None, "The classes that it was trained with.")
     flags.DEFINE_string("workdir", None, "The run's folder; new or empty.")
     config_flags.DEFINE_config_file("config", None, "A file of configs/; else the defaults.")

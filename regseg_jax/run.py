@@ -22,7 +22,14 @@ from regseg_jax.data.folders import load_folder
 from regseg_jax.data.sampling import ClassUniformEpochs, Sampler, ShuffledEpochs
 from regseg_jax.losses import bootstrapped_cross_entropy, cross_entropy
 from regseg_jax.models import RegSeg, create_model
+from regseg_jax.models.variants import get_variant
 from regseg_jax.optim import Schedule, create_learning_rate_fn, create_optimizer
+from regseg_jax.search.rate_search import (
+    RateSearch,
+    create_search_model,
+    create_search_optimizer,
+    searched_layers,
+)
 from regseg_jax.steps import LossFn, ScoreFn, create_score_fn
 from regseg_jax.train_state import TrainState, create_train_state
 
@@ -134,9 +141,29 @@ def create_sampler(
 
 
 def create_run_model(config: ConfigDict) -> RegSeg:
-    """The config's model in its precision."""
-    num_classes = get_class_table(config).num_classes
-    return create_model(config.model, num_classes, PRECISIONS[config.precision])
+    """The config's model in its precision; with rates to search where the config says so."""
+    num_classes, dtype = get_class_table(config).num_classes, PRECISIONS[config.precision]
+    if config.search.enabled:
+        return create_search_model(
+            get_variant(config.model),
+            num_classes,
+            dtype,
+            num_branches=config.search.num_branches,
+            initial_rate=config.search.initial_rate,
+        )
+    return create_model(config.model, num_classes, dtype)
+
+
+def create_rate_search(config: ConfigDict, model: RegSeg, num_steps: int) -> RateSearch | None:
+    """How the rates of a searched model move; None where the rates are fixed."""
+    if not config.search.enabled:
+        return None
+    return RateSearch(
+        searched_layers(model.variant.backbone),
+        config.search.learning_rate,
+        config.search.warmup_steps,
+        num_steps,
+    )
 
 
 def create_run_optimizer(
@@ -152,7 +179,8 @@ def create_run_optimizer(
         warmup_factor=optimizer.warmup_factor,
         power=optimizer.power,
     )
-    return create_optimizer(optimizer.weight_decay, optimizer.momentum), learning_rate_fn
+    tx = create_optimizer(optimizer.weight_decay, optimizer.momentum)
+    return create_search_optimizer(tx) if config.search.enabled else tx, learning_rate_fn
 
 
 def create_loss_fn(config: ConfigDict) -> LossFn:

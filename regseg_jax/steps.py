@@ -17,6 +17,13 @@ from regseg_jax.train_state import TrainState
 Batch = dict[str, Array]
 LossFn = Callable[[Array, Array], Array]
 AugmentFn = Callable[..., tuple[Array, Array]]
+ApplyUpdateFn = Callable[[Any, Any, Array, Array], Any]
+
+
+def descend(params: Any, direction: Any, learning_rate: Array, step: Array) -> Any:
+    """The parameters a step further: the learning rate times the direction is taken off."""
+    del step
+    return jax.tree.map(lambda p, d: p - learning_rate * d, params, direction)
 
 
 def create_train_step(
@@ -26,6 +33,7 @@ def create_train_step(
     loss_fn: LossFn,
     augment_fn: AugmentFn,
     rng: Array,
+    apply_update: ApplyUpdateFn = descend,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
     """Builds the training step: augment, forward, backward, update.
 
@@ -37,6 +45,8 @@ def create_train_step(
       augment_fn: (images, labels, rng, **the batch's other entries) -> (f32[B, h, w, 3],
         i32[B, h, w]).
       rng: of the run; each step folds in its number.
+      apply_update: (params, direction, learning rate, step's number) -> the next params; for
+        parameters with a learning rate or limits of their own.
 
     Returns:
       A function of (state, {"image": uint8[B, H, W, 3], "label": uint8[B, H, W]}) to the next
@@ -70,7 +80,7 @@ def create_train_step(
 
         learning_rate = learning_rate_fn(state.step)
         direction, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = jax.tree.map(lambda p, d: p - learning_rate * d, state.params, direction)
+        params = apply_update(state.params, direction, learning_rate, state.step)
 
         updated = (params, batch_stats, opt_state)
         if dynamic_scale:

@@ -32,9 +32,11 @@ from regseg_jax.evaluate import (
     jit_eval_step,
     named_scores,
 )
+from regseg_jax.field_of_view import describe_gaps
 from regseg_jax.init_from import load_initial_weights
 from regseg_jax.metric_writer import METRICS_FILE, MetricWriter, read_metrics
 from regseg_jax.progress import ProgressBar
+from regseg_jax.search.found import save_found
 from regseg_jax.sharding import (
     create_mesh,
     is_main_process,
@@ -43,7 +45,7 @@ from regseg_jax.sharding import (
     replicated,
     shard_batch,
 )
-from regseg_jax.steps import create_train_step
+from regseg_jax.steps import create_train_step, descend
 from regseg_jax.train_state import create_train_state, start_from
 from regseg_jax.visualize import draw_class_iou, draw_curves, save_png
 
@@ -93,6 +95,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Evaluation | None:
     # --- Model, optimizer, state.
     num_steps = config.num_epochs * sampler.steps_per_epoch
     tx, learning_rate_fn = run.create_run_optimizer(config, num_steps)
+    rate_search = run.create_rate_search(config, model, num_steps)
     init_rng, step_rng = jax.random.split(jax.random.key(config.seed))
     create_state = functools.partial(create_train_state, model, tx)
     state = jax.jit(
@@ -120,6 +123,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Evaluation | None:
             run.create_loss_fn(config),
             functools.partial(augment, config=augment_config),
             step_rng,
+            rate_search.apply_update if rate_search else descend,
         ),
         donate_argnums=0,
         out_shardings=replicated(mesh),
@@ -159,6 +163,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Evaluation | None:
         ) as progress,
     ):
         recent = _RecentLosses(workdir)
+        for warning in describe_gaps(model.variant.backbone):
+            progress.write(warning)
         if split != config.data.eval_split:
             progress.write(
                 f"the {config.data.eval_split} images are trained on (train_split is "
@@ -178,8 +184,10 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Evaluation | None:
 
             if step % config.log_every_steps == 0 or step == num_steps:
                 scalars = {f"train/{k}": v for k, v in recent.summarize().items()}
-                rates = {f"train/{k}": v for k, v in progress.rates().items()}
-                writer.write_scalars(step, scalars | rates)
+                scalars |= {f"train/{k}": v for k, v in progress.rates().items()}
+                if rate_search:
+                    scalars |= rate_search.named_rates(state.params)
+                writer.write_scalars(step, scalars)
 
             if step % eval_every_steps == 0 or step == num_steps:
                 recent.wait()  # raises where a loss is not finite: nothing bad is ever saved
@@ -187,6 +195,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Evaluation | None:
                     evaluation = run_evaluation(state.variables)
                     checkpoints.save(state, evaluation.scores.mean_iou)
                 _report(writer, progress, step, evaluation, class_table, split)
+                if rate_search and is_main_process():
+                    progress.write(save_found(workdir, config.model, rate_search, state))
             elif step % config.checkpoint_every_steps == 0:
                 recent.wait()
                 checkpoints.save(state)

@@ -165,7 +165,7 @@ def draw_curves(records: Sequence[dict]) -> Image.Image:
     learning_rate_axes.set_ylabel("learning rate")
     iou_axes.set_ylabel("validation mean IoU (%)")
     iou_axes.set_xlabel("step")
-    return _render(figure)
+    return render_figure(figure)
 
 
 def draw_class_iou(iou_per_class: np.ndarray, class_table: ClassTable) -> Image.Image:
@@ -209,7 +209,7 @@ def draw_class_iou(iou_per_class: np.ndarray, class_table: ClassTable) -> Image.
         mean_iou = 100 * iou[present].mean()
         axes.axvline(mean_iou, color="black", linestyle=":", linewidth=1)
         axes.set_title(f"mean IoU {mean_iou:.2f} over {present.sum()} classes")
-    return _render(figure)
+    return render_figure(figure)
 
 
 def save_png(image: Image.Image | np.ndarray, path: str | os.PathLike) -> None:
@@ -331,7 +331,8 @@ def _plot_series(axes: Axes, steps: np.ndarray, values: np.ndarray, color: str) 
         axes.text(0.5, 0.5, "no values yet", transform=axes.transAxes, ha="center", va="center")
 
 
-def _render(figure: Figure) -> Image.Image:
+def render_figure(figure: Figure) -> Image.Image:
+    """An RGB picture of a chart."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")

@@ -1,7 +1,7 @@
 """A run small enough to be started many times: `python small_run.py WORKDIR [KEY=VALUE ...]`.
 
-It is the training command on the embedded data set, but for a backbone of three blocks that is
-put into the table here.
+It is the training command on the embedded data set, but for the small backbones that are put
+into the table here.
 """
 
 import os
@@ -17,6 +17,12 @@ variants.BACKBONES["small"] = variants.Backbone(
         ("stage4", (_block(16, stride=2),)),
         ("stage8", (_block(16, stride=2),)),
         ("stage16", (_block(32, (1, 2), stride=2),)),
+    )
+)
+variants.BACKBONES["smalldilated"] = variants.Backbone(  # two blocks more, whose rates differ
+    stages=(
+        *variants.BACKBONES["small"].stages[:2],
+        ("stage16", (_block(32, stride=2), _block(32, (1, 2)), _block(64, (1, 4)))),
     )
 )
 

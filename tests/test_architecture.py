@@ -53,6 +53,7 @@ IMPORTS = {name: _imports(path.read_text()) for name, path in FILES.items()}
 # The modules that know nothing of training: what each imports of the project.
 LAYERS = {
     "ops": set(),
+    "ops.continuous_conv": set(),
     "ops.conv": set(),
     "ops.resize": set(),
     "ops.sample": set(),
@@ -89,9 +90,10 @@ PLACES = {
     "tensorflow": (),
 }
 
-# Whole parts that nothing else needs, and the commands that may use them.
+# Whole parts that little else needs, and who may use them. A search is a run like any other, so
+# run.py makes its model and optimizer, and train.py keeps what it found.
 LEAVES = {
-    "search": ("search",),
+    "search": ("search", "run", "train"),
     "export": (
         *("export", "import_torch", "init_from"),
         *("benchmark.torch_backend", "benchmark.__main__"),

@@ -84,6 +84,10 @@ def test_unknown_key_raises(config):
         ("data.synthetic_size", (64,), r"config\.data\.synthetic_size is \[64\]"),
         ("eval.scales", (), r"config\.eval\.scales is \(\); set positive factors"),
         ("eval.scales", (1.0, 0.0), r"config\.eval\.scales is \(1\.0, 0\.0\)"),
+        ("search.num_branches", 1, r"config\.search\.num_branches is 1; set .* at least 2"),
+        ("search.initial_rate", 0, r"config\.search\.initial_rate is 0; set .* at least 1"),
+        ("search.warmup_steps", -1, r"config\.search\.warmup_steps is -1; set a whole"),
+        ("search.learning_rate", 0.0, r"config\.search\.learning_rate is 0\.0; set a number"),
         ("data.data_dir", "", r"config\.data\.data_dir is empty; add --config\.data\.data_dir"),
     ],
 )
@@ -180,3 +184,23 @@ def test_config_of_another_version_is_named(config, tmp_path):
     path.write_text(json.dumps(flat | {"old_key": 1}))
     with pytest.raises(ValueError, match=r"another version: the keys \['old_key', 'seed'\]"):
         load_config(tmp_path)
+
+
+def test_a_run_remembers_the_rates_of_its_variant_file(config, tmp_path):
+    path = tmp_path / "found.json"
+    content = {"backbone": "exp48", "decoder": "decoder26", "dilation_rates": 13 * [[1, 2]]}
+    path.write_text(json.dumps(content))
+    config.model = str(path)
+    claim_workdir(config, tmp_path / "run")
+    assert load_config(tmp_path / "run").model == f"exp48@{'-'.join(13 * ['1,2'])}_decoder26"
+    assert not claim_workdir(config, tmp_path / "run")
+
+    path.write_text(json.dumps(content | {"dilation_rates": 13 * [[1, 3]]}))
+    with pytest.raises(ValueError, match=r"model was 'exp48@1,2-.* and is 'exp48@1,3-"):
+        claim_workdir(config, tmp_path / "run")
+
+
+def test_an_alias_and_its_model_are_one_run(config, tmp_path):
+    claim_workdir(config, tmp_path)
+    config.model = "regseg"
+    claim_workdir(config, tmp_path)

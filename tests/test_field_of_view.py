@@ -124,6 +124,13 @@ def test_find_gaps_names_the_layer_and_its_rates():
     assert gap.rates_with_gaps == (4,)
 
 
+def test_gaps_are_described_with_the_largest_rate_without():
+    (warning,) = field_of_view.describe_gaps(variants.BACKBONES["exp30"])
+    assert "stage16_1 has gaps" in warning
+    assert "at rate 4; the largest rate without is 3" in warning
+    assert field_of_view.describe_gaps(variants.BACKBONES["exp48"]) == ()
+
+
 @pytest.mark.parametrize("name", sorted(set(variants.BACKBONES) - {"exp30"}))
 def test_no_other_backbone_has_gaps(name):
     assert field_of_view.find_gaps(variants.BACKBONES[name]) == ()

@@ -121,6 +121,31 @@ def test_killed_three_times_ends_bit_identical(whole_run, tmp_path):
     assert steps == sorted(steps)
 
 
+def test_a_search_killed_and_restarted_ends_bit_identical(tmp_path):
+    search = ["model=smalldilated_decoder26", "search.enabled=True", "search.warmup_steps=2"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    _, err = finish(start(whole, *search))
+    assert "found.json" in err
+    process = start(killed, *search)
+    wait_for(lambda: max(steps_saved(killed), default=0) >= 6, process)
+    kill(process)
+    finish(start(killed, *search))
+    assert_same_end(killed, whole)
+
+    (killed_found, whole_found) = (
+        json.loads((w / "found.json").read_text()) for w in (killed, whole)
+    )
+    assert killed_found == whole_found
+    rates = read_state(whole, NUM_STEPS)["params"]["backbone"]["stage16_2"]["conv2"]
+    np.testing.assert_array_equal(rates["dilation_rates"], whole_found["found"]["rates"][1])
+    assert (rates["dilation_rates"] != 1).any()
+    records = [json.loads(line) for line in (killed / "metrics.jsonl").read_text().splitlines()]
+    moved = [r["search/stage16_2/rate_0"] for r in records if "search/stage16_2/rate_0" in r]
+    assert len(moved) == 6
+    assert moved[0] == 1  # in the warm-up
+    assert (killed / "pictures" / "rates.png").exists()
+
+
 def test_sigterm_saves_and_goes_on(whole_run, tmp_path):
     process = start(tmp_path)
     wait_for(lambda: (tmp_path / "metrics.jsonl").exists(), process)  # training starts

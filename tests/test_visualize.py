@@ -133,8 +133,8 @@ def test_curves_take_records_of_any_kind():
 
 def test_class_iou_is_sorted_and_marks_absent_classes(monkeypatch):
     figures = []
-    render = visualize._render
-    monkeypatch.setattr(visualize, "_render", lambda f: figures.append(f) or render(f))
+    render = visualize.render_figure
+    monkeypatch.setattr(visualize, "render_figure", lambda f: figures.append(f) or render(f))
     iou = np.linspace(0.1, 0.9, CAMVID.num_classes)
     iou[4] = np.nan
     picture = visualize.draw_class_iou(iou, CAMVID)

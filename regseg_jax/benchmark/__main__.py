@@ -110,7 +110,9 @@ if __name__ == "__main__":
     # Not on import, as other commands have flags of the same names.
     flags.DEFINE_string("backends", "jax,torch", "jax, torch, or both with a comma between.")
     flags.DEFINE_string("mode", "inference", "inference, or train for a whole training step.")
-    flags.DEFINE_string("model", "exp48_decoder26", "BACKBONE_DECODER, or an alias.")
+    flags.DEFINE_string(
+        "model", "exp48_decoder26", "BACKBONE_DECODER, an alias, or a variant file."
+    )
     flags.DEFINE_integer("num_classes", 19, "Classes of the model's output.")
     flags.DEFINE_string("size", "512,1024", "HEIGHT,WIDTH of the images.")
     flags.DEFINE_integer("batch_size", 1, "Images at once.")

@@ -514,13 +514,15 @@ def create_torch_model(name: str, num_classes: int) -> RegSeg:
     """Builds a model by name, in training mode, with PyTorch's random initial weights.
 
     Args:
-      name: `BACKBONE_DECODER`, such as `exp48_decoder26`, or an alias (`regseg`).
+      name: `BACKBONE_DECODER`, such as `exp48_decoder26`, or an alias (`regseg`); or
+        `BACKBONE@RATES_DECODER`, see `variants.get_variant`, as files of searched models say.
       num_classes: at least 1.
 
     Raises:
       ValueError: if there is no such model or the class count is not positive.
     """
     backbone, _, decoder = ALIASES.get(name, name).partition("_")
+    backbone, at, rates = backbone.partition("@")
     if backbone not in BACKBONES or decoder not in DECODERS:
         raise ValueError(
             f"unknown model {name!r}: use BACKBONE_DECODER with a backbone of "
@@ -529,7 +531,27 @@ def create_torch_model(name: str, num_classes: int) -> RegSeg:
         )
     if num_classes < 1:
         raise ValueError(f"num_classes is {num_classes}; a model needs at least 1 class")
-    return RegSeg(BACKBONES[backbone], DECODERS[decoder], num_classes)
+    spec = _replace_dilation_rates(BACKBONES[backbone], rates) if at else BACKBONES[backbone]
+    return RegSeg(spec, DECODERS[decoder], num_classes)
+
+
+def _replace_dilation_rates(backbone: Backbone, rates: str) -> Backbone:
+    """Other rates, as `1-1,2-1,4`, for the blocks at 1/16, the strided one left out."""
+    remaining = [tuple(int(rate) for rate in block.split(",")) for block in rates.split("-")]
+    stride, stages = 2, []
+    for name, blocks in backbone.stages:
+        replaced = []
+        for block in blocks:
+            if stride == 16:
+                if not remaining:
+                    raise ValueError(f"the rates {rates} are too few for the blocks at 1/16")
+                block = block._replace(dilation_rates=remaining.pop(0))
+            stride *= block.stride
+            replaced.append(block)
+        stages.append((name, tuple(replaced)))
+    if remaining:
+        raise ValueError(f"the rates {rates} are more than there are blocks at 1/16")
+    return backbone._replace(stages=tuple(stages))
 
 
 def fuse_batch_norm(model: RegSeg) -> RegSeg:

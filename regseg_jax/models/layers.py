@@ -16,7 +16,7 @@ from regseg_jax.ops.conv import grouped_conv
 BATCH_NORM_EPSILON = 1e-5
 BATCH_NORM_UPDATE = 0.1
 
-_kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 def _wide(dtype: DTypeLike) -> DTypeLike:
@@ -47,7 +47,7 @@ class Conv(nn.Module):
         """Applies the convolution to [B, H, W, C]."""
         group_width = self.group_width or x.shape[-1]
         shape = (self.kernel_size, self.kernel_size, group_width, self.features)
-        kernel = self.param("kernel", _kernel_init, shape)
+        kernel = self.param("kernel", kernel_init, shape)
         y = grouped_conv(
             x.astype(self.dtype),
             kernel.astype(self.dtype),

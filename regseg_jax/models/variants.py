@@ -5,6 +5,10 @@ Rates and channels: RegSeg (arXiv 2111.09957) sections 3 and 4 and the author's 
 """
 
 import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Sequence
 
 DilationRates = tuple[int, ...]
 
@@ -138,14 +142,132 @@ ALIASES = {"regseg": "exp48_decoder26", "regseg_large": "exp53_decoder29"}
 def get_variant(name: str) -> Variant:
     """Looks up `BACKBONE_DECODER`, such as `exp48_decoder26`, or an alias.
 
+    `BACKBONE@RATES_DECODER` has other rates in the blocks at 1/16, such as
+    `exp48@1-1,2-..._decoder26`: blocks with `-` between them, branches with `,`. The name of a
+    variant that a file describes (a path that ends in `.json`, see `load_variant`) is of this
+    form, so that it stands for itself wherever the file goes.
+
     Raises:
-      ValueError: if there is no such backbone or decoder; names those that there are.
+      ValueError: if there is no such backbone, decoder or file, naming those that there are; or
+        if the rates do not fit the backbone.
     """
+    if name.endswith(".json"):
+        return load_variant(name)
     backbone, _, decoder = ALIASES.get(name, name).partition("_")
+    backbone, at, rates = backbone.partition("@")
     if backbone not in BACKBONES or decoder not in DECODERS:
         raise ValueError(
             f"unknown model {name!r}: use BACKBONE_DECODER with a backbone of "
             f"{', '.join(BACKBONES)} and a decoder of {', '.join(DECODERS)}, "
-            f"or an alias of {', '.join(ALIASES)}"
+            f"an alias of {', '.join(ALIASES)}, or a path of a variant file that ends in .json"
         )
-    return Variant(name=f"{backbone}_{decoder}", backbone=BACKBONES[backbone], decoder=decoder)
+    if not at:
+        return Variant(f"{backbone}_{decoder}", BACKBONES[backbone], decoder)
+    try:
+        parsed = [[int(rate) for rate in block.split(",")] for block in rates.split("-")]
+    except ValueError:
+        raise ValueError(
+            f"the rates of {name!r} are no whole numbers; write branches with ',' between them "
+            "and blocks with '-', such as 1-1,2-1,4"
+        ) from None
+    return create_variant(backbone, decoder, parsed)
+
+
+def create_variant(backbone: str, decoder: str, dilation_rates: Sequence[Sequence[int]]) -> Variant:
+    """A backbone of the table with other rates in its blocks at 1/16, the strided one left out.
+
+    Raises:
+      ValueError: if the rates do not fit the backbone.
+    """
+    changed = replace_dilation_rates(BACKBONES[backbone], dilation_rates)
+    rates = "-".join(",".join(map(str, block)) for block in dilation_rates)
+    return Variant(f"{backbone}@{rates}_{decoder}", changed, decoder)
+
+
+def get_dilation_rates(backbone: Backbone) -> tuple[DilationRates, ...]:
+    """The rates of the blocks at 1/16, the strided one left out."""
+    strides = _input_strides(backbone)
+    blocks = [block for _, stage in backbone.stages for block in stage]
+    return tuple(b.dilation_rates for b, s in zip(blocks, strides, strict=True) if s == 16)
+
+
+def _input_strides(backbone: Backbone) -> list[int]:
+    stride, strides = 2, []  # behind the stem
+    for block in (block for _, blocks in backbone.stages for block in blocks):
+        strides.append(stride)
+        stride *= block.stride
+    return strides
+
+
+def replace_dilation_rates(backbone: Backbone, dilation_rates: Sequence[Sequence[int]]) -> Backbone:
+    """The backbone with other rates in its blocks at 1/16, the strided one left out.
+
+    Raises:
+      ValueError: if there are not as many as such blocks, a rate is no whole number of at least
+        1, or a block's channels do not split into so many branches of whole groups.
+    """
+    expected = len(get_dilation_rates(backbone))
+    if len(dilation_rates) != expected:
+        raise ValueError(
+            f"there are rates for {len(dilation_rates)} blocks, and the backbone has {expected} "
+            f"at 1/16; give {expected}"
+        )
+    strides, rates = iter(_input_strides(backbone)), iter(enumerate(dilation_rates))
+
+    def replace(block: Block) -> Block:
+        if next(strides) != 16:
+            return block
+        i, block_rates = next(rates)
+        for rate in block_rates:
+            if type(rate) is not int or rate < 1:
+                raise ValueError(
+                    f"block {i} has the rate {rate!r}; set whole numbers of at least 1"
+                )
+        branches = len(block_rates)
+        groups = block.out_channels // backbone.group_width
+        if not branches or groups % branches:
+            legal = [str(n) for n in range(1, groups + 1) if groups % n == 0]
+            raise ValueError(
+                f"block {i} has {branches} rates; its {block.out_channels} channels in groups of "
+                f"{backbone.group_width} split into {', '.join(legal)} branches"
+            )
+        return dataclasses.replace(block, dilation_rates=tuple(block_rates))
+
+    stages = tuple((name, tuple(map(replace, blocks))) for name, blocks in backbone.stages)
+    return dataclasses.replace(backbone, stages=stages)
+
+
+def load_variant(path: str | os.PathLike) -> Variant:
+    """Reads a variant file, such as a search writes: a backbone, a decoder and their rates.
+
+    A JSON object of `backbone` and `decoder`, names of the tables, and `dilation_rates`, a list
+    of whole numbers for each block at 1/16. `found`, how the rates were found, is not read.
+
+    Raises:
+      ValueError: names the file, what is wrong in it and what would be right.
+    """
+    try:
+        content = json.loads(pathlib.Path(path).read_text())
+    except OSError as error:
+        raise ValueError(f"cannot read the variant file {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}; mend it there") from None
+    keys = {"backbone", "decoder", "dilation_rates"}
+    if not isinstance(content, dict) or content.keys() - {"found"} != keys:
+        has = sorted(content) if isinstance(content, dict) else type(content).__name__
+        raise ValueError(f"{path} holds {has}; a variant file has {', '.join(sorted(keys))}")
+    backbone, decoder, rates = (content[k] for k in ("backbone", "decoder", "dilation_rates"))
+    for key, legal in (("backbone", BACKBONES), ("decoder", DECODERS)):
+        if not isinstance(content[key], str) or content[key] not in legal:
+            raise ValueError(
+                f"{path}: the {key} is {content[key]!r}; use one of {', '.join(legal)}"
+            )
+    if not isinstance(rates, list) or not all(isinstance(block, list) for block in rates):
+        raise ValueError(
+            f"{path}: dilation_rates is {str(rates)[:80]!r}; write a list of rates for each block, "
+            "such as [[1, 2], [1, 4]]"
+        )
+    try:
+        return create_variant(backbone, decoder, rates)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None

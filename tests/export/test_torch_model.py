@@ -96,6 +96,25 @@ class TestTables:
         with pytest.raises(ValueError, match=r"'exp99_decoder26'.*exp48.*lraspp.*regseg_large"):
             create_torch_model("exp99_decoder26", 19)
 
+    @pytest.mark.parametrize("backbone", ["exp48", "exp53", "regnety600mf"])
+    def test_rates_in_the_name_are_those_of_the_flax_model(self, backbone):
+        count = len(variants.get_dilation_rates(variants.BACKBONES[backbone]))
+        rates = [[1, 2 + i] for i in range(count)]
+        variant = variants.create_variant(backbone, "decoder14", rates)
+        spec = torch_model.BACKBONES[backbone]
+        name_rates = variant.name.partition("@")[2].partition("_")[0]
+        replaced = torch_model._replace_dilation_rates(spec, name_rates)
+        assert replaced == dataclasses.astuple(variant.backbone)
+        with torch.device("meta"):
+            model = create_torch_model(variant.name, 19)
+        dilations = [m.dilation[0] for m in model.modules() if isinstance(m, torch.nn.Conv2d)]
+        assert [d for d in dilations if d > 1] == [pair[1] for pair in rates]
+
+    @pytest.mark.parametrize(("rates", "message"), [("1-2", "too few"), ("1" + 13 * "-1", "more")])
+    def test_rates_of_the_wrong_count(self, rates, message):
+        with pytest.raises(ValueError, match=message):
+            create_torch_model(f"exp48@{rates}_decoder26", 19)
+
     def test_no_classes(self):
         with pytest.raises(ValueError, match="num_classes is 0"):
             create_torch_model("regseg", 0)

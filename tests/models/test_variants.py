@@ -1,4 +1,5 @@
 import dataclasses
+import json
 
 import pytest
 
@@ -78,3 +79,89 @@ def test_variants_are_values():
     assert variant == same
     with pytest.raises(dataclasses.FrozenInstanceError):
         variant.name = "other"
+
+
+# --- Rates in the name, and variant files ---
+
+
+def _write(folder, **changes):
+    content = {
+        "backbone": "exp48",
+        "decoder": "decoder26",
+        "dilation_rates": 13 * [[1, 3]],
+        "found": {"seed": 0},
+    }
+    content |= changes
+    path = folder / "found.json"
+    path.write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
+    return str(path)
+
+
+def test_a_variant_file_is_a_model_that_its_name_says_whole(tmp_path):
+    rates = [[1], [1, 2], *10 * [[2, 7]], [1, 2, 3, 4, 5]]
+    variant = get_variant(_write(tmp_path, dilation_rates=rates))
+    assert variants.get_dilation_rates(variant.backbone) == tuple(map(tuple, rates))
+    assert variant.decoder == "decoder26"
+    before, after = BACKBONES["exp48"].stages[:2], variant.backbone.stages[:2]
+    assert before == after
+    assert get_variant(variant.name) == variant
+    assert variant.name.startswith("exp48@1-1,2-2,7-")
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_backbones_own_rates_give_it_back(name):
+    rates = variants.get_dilation_rates(BACKBONES[name])
+    assert variants.create_variant(name, "decoder26", rates).backbone == BACKBONES[name]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dilation_rates": [*12 * [[1, 3]], [0, 3]]}, "block 12 has the rate 0; set whole"),
+        ({"dilation_rates": [[1, 2.5], *12 * [[1, 3]]]}, r"block 0 has the rate 2\.5"),
+        ({"dilation_rates": [[1, "4"], *12 * [[1, 3]]]}, "block 0 has the rate '4'"),
+        ({"dilation_rates": [[1, True], *12 * [[1, 3]]]}, "block 0 has the rate True"),
+        ({"dilation_rates": 12 * [[1, 3]]}, "rates for 12 blocks, and the backbone has 13"),
+        (
+            {"dilation_rates": 13 * [[1, 2, 3]]},
+            "block 0 has 3 rates; its 256 channels in groups of 16 split into 1, 2, 4, 8, 16 b",
+        ),
+        ({"dilation_rates": [[], *12 * [[1, 3]]]}, "block 0 has 0 rates"),
+        ({"dilation_rates": 13 * [3]}, "dilation_rates is .* write a list of rates for each"),
+        ({"dilation_rates": {"a": 1}}, "dilation_rates is .* write a list of rates for each"),
+        ({"dilation_rates": None}, r"holds \['backbone', 'decoder', 'found'\]; a variant file has"),
+        ({"rates": []}, "'rates'.*a variant file has backbone, decoder, dilation_rates"),
+        ({"backbone": "exp99"}, "the backbone is 'exp99'; use one of exp30"),
+        ({"backbone": ["exp48"]}, r"the backbone is \['exp48'\]; use one of exp30"),
+        ({"decoder": "decoder27"}, "the decoder is 'decoder27'; use one of decoder4"),
+    ],
+)
+def test_a_wrongly_edited_variant_file_is_named_with_the_mend(tmp_path, changes, message):
+    path = _write(tmp_path, **changes)
+    with pytest.raises(ValueError, match=message) as error:
+        get_variant(path)
+    assert path in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("{", "is no JSON"), ("[1]", "holds list"), ("\x00", "is no JSON")]
+)
+def test_a_file_that_is_no_variant_is_named(tmp_path, text, message):
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        get_variant(str(path))
+
+
+def test_a_missing_variant_file_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"cannot read the variant file .*no\.json: No such file"):
+        get_variant(str(tmp_path / "no.json"))
+
+
+@pytest.mark.parametrize(
+    ("rates", "message"),
+    [("1-a", "no whole numbers"), ("", "no whole numbers"), ("1-2", "rates for 2 blocks")],
+)
+def test_bad_rates_in_a_name(rates, message):
+    with pytest.raises(ValueError, match=message):
+        get_variant(f"exp48@{rates}_decoder26")

@@ -1,0 +1,19 @@
+"""Searches the dilation rates on half-size CamVid (SegNet's edition, 180 x 240 crops).
+
+    python -m regseg_jax.main --config=configs/camvid_search.py --workdir=SEARCH \
+        --config.data.data_dir=CAMVID
+    python -m regseg_jax.main --config=configs/camvid_half.py --workdir=RUN \
+        --config.data.data_dir=CAMVID --config.model=SEARCH/found.json
+"""
+
+from ml_collections import ConfigDict
+
+from configs import camvid_half
+
+
+def get_config() -> ConfigDict:
+    """30 epochs of 45 steps, as the run that trains what was found; the rates move after three."""
+    config = camvid_half.get_config()
+    config.search.enabled = True
+    config.search.warmup_steps = 135
+    return config

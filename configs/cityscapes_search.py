@@ -1,0 +1,22 @@
+"""Searches the dilation rates on Cityscapes; untried so far.
+
+    python -m regseg_jax.main --config=configs/cityscapes_search.py --workdir=SEARCH \
+        --config.data.data_dir=CITYSCAPES
+
+`SEARCH/found.json` is then the `--config.model` of a training run.
+"""
+
+from ml_collections import ConfigDict
+
+from regseg_jax.config import create_default_config
+
+
+def get_config() -> ConfigDict:
+    """100 epochs, a tenth of the paper's training; the rates move after its warm-up."""
+    config = create_default_config()
+    config.data.source = "cityscapes"
+    config.num_epochs = 100
+    config.search.enabled = True
+    config.search.learning_rate = 0.01  # 37,100 steps
+    config.search.warmup_steps = 3000
+    return config

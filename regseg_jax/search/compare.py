@@ -1,0 +1,188 @@
+"""Compares searched rates with hand-tuned and with random ones, each trained from scratch.
+
+python -m regseg_jax.search.compare --config=configs/camvid_half.py --found=SEARCH/found.json \
+    --workdir=COMPARISON --seeds=3 --config.data.data_dir=CAMVID
+
+Every run has the config's whole budget and differs from the others by its model and seed alone; in
+one seed, all see the same batches. The random rates are drawn anew for each seed. Start the
+same command again to continue: finished runs are kept.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import random
+import statistics
+from collections.abc import Sequence
+
+import numpy as np
+from absl import flags
+from matplotlib.figure import Figure
+from ml_collections import ConfigDict, config_flags
+from PIL import Image
+
+from regseg_jax.command import run_command
+from regseg_jax.config import check_same_run, load_config, validate_config
+from regseg_jax.environment import describe_environment
+from regseg_jax.field_of_view import compute_field_of_view, max_dilation_rate, widen
+from regseg_jax.models import variants
+from regseg_jax.search.rate_search import searched_layers
+from regseg_jax.tables import format_table
+from regseg_jax.timing import write_json
+from regseg_jax.train import train
+from regseg_jax.visualize import render_figure, save_png
+
+RATES = ("searched", "hand-tuned", "random")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One of the runs that are compared.
+
+    Attributes:
+      rates: one of `RATES`.
+      model: the variant's name.
+      seed: of the run.
+    """
+
+    rates: str
+    model: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"{self.rates}_{self.seed}"
+
+
+def plan_runs(found: variants.Variant, hand_tuned: variants.Variant, num_seeds: int) -> list[Run]:
+    """The runs, seed by seed, so that every kind of rates has its share from early on."""
+    runs = []
+    for seed in range(num_seeds):
+        models = (found.name, hand_tuned.name, draw_random_variant(found, hand_tuned, seed).name)
+        runs += [Run(rates, model, seed) for rates, model in zip(RATES, models, strict=True)]
+    return runs
+
+
+def draw_random_variant(
+    found: variants.Variant, hand_tuned: variants.Variant, seed: int
+) -> variants.Variant:
+    """The searched backbone with rates uniform between 1 and the bound.
+
+    Late bounds are in the hundreds, so no rate exceeds the largest of the other two variants.
+    """
+    rng = random.Random(seed)
+    layers = searched_layers(found.backbone)
+    pairs = [variants.get_dilation_rates(v.backbone) for v in (found, hand_tuned)]
+    largest = max(rate for rates in pairs for block in rates for rate in block)
+    seen, drawn = layers[0].field_of_view_before, []
+    for layer in layers:
+        bound = min(max_dilation_rate(seen, layer.stride_before), largest)
+        drawn.append(sorted(rng.randint(1, bound) for _ in layer.dilation_rates))
+        seen = widen(seen, layer.stride_before, max(drawn[-1]))
+    backbone = found.name.partition("_")[0].partition("@")[0]
+    return variants.create_variant(backbone, found.decoder, drawn)
+
+
+def compare(
+    config: ConfigDict, found: str, workdir: str | os.PathLike, num_seeds: int
+) -> list[dict] | None:
+    """Trains what is not trained yet, then writes `comparison.json` and `comparison.png`.
+
+    Args:
+      config: of every run, but for its seed; its model has the hand-tuned rates.
+      found: a variant file or a model's name.
+      workdir: a folder with a run in each subfolder.
+      num_seeds: runs of each kind of rates.
+
+    Returns:
+      A record for each run; None if SIGTERM stopped one.
+
+    Raises:
+      ValueError: if config, found or workdir do not fit.
+    """
+    validate_config(config)
+    if config.search.enabled:
+        raise ValueError("the config searches; pass the config of a training run, of fixed rates")
+    searched, hand_tuned = variants.get_variant(found), variants.get_variant(config.model)
+    runs = plan_runs(searched, hand_tuned, num_seeds)
+    workdir, records = pathlib.Path(workdir), []
+    for i, run in enumerate(runs):
+        run_config = ConfigDict(config.to_dict())
+        run_config.model, run_config.seed = run.model, run.seed
+        folder = workdir / run.name
+        if not (folder / "result.json").exists():
+            print(f"run {i + 1} of {len(runs)}: {run.name}, {run.model}", flush=True)
+            evaluation = train(run_config, folder)
+            if evaluation is None:
+                print("stopped; start the same command again to go on")
+                return None
+            write_json(folder / "result.json", {"mean_iou": evaluation.scores.mean_iou})
+        check_same_run(run_config, load_config(folder), folder)
+        result = json.loads((folder / "result.json").read_text())
+        seen = compute_field_of_view(variants.get_variant(run.model).backbone)
+        records.append({**dataclasses.asdict(run), "field_of_view": seen, **result})
+    content = {"environment": describe_environment(), "runs": records}
+    write_json(workdir / "comparison.json", content)
+    save_png(draw_comparison(records), workdir / "comparison.png")
+    return records
+
+
+def format_comparison(records: Sequence[dict]) -> str:
+    """A table of each kind of rates: its runs, their mean and deviation, in percent."""
+    rows = []
+    for rates in RATES:
+        runs = [record for record in records if record["rates"] == rates]
+        scores = [100 * record["mean_iou"] for record in runs]
+        deviation = f"{statistics.stdev(scores):.2f}" if len(scores) > 1 else "-"
+        fields = sorted({record["field_of_view"] for record in runs})
+        rows.append(
+            (
+                rates,
+                ", ".join(map(str, fields)),
+                ", ".join(f"{score:.2f}" for score in scores),
+                f"{statistics.mean(scores):.2f}",
+                deviation,
+            )
+        )
+    return format_table(("rates", "field of view", "mean IoU %", "mean", "deviation"), rows)
+
+
+def draw_comparison(records: Sequence[dict]) -> Image.Image:
+    """Charts the mean IoU of every run as a dot, and the mean of each kind of rates as a line."""
+    figure = Figure(figsize=(7, 4.5), dpi=100, layout="constrained")
+    axes = figure.subplots()
+    for position, rates in enumerate(RATES):
+        scores = [100 * r["mean_iou"] for r in records if r["rates"] == rates]
+        spread = np.linspace(-0.1, 0.1, len(scores)) if len(scores) > 1 else [0]
+        axes.plot(position + np.array(spread), scores, "o")
+        mean = statistics.mean(scores)
+        axes.hlines(mean, position - 0.25, position + 0.25, color="black", linewidth=1)
+        axes.annotate(f" {mean:.2f}", (position + 0.25, mean), va="center")
+    axes.set_xticks(range(len(RATES)), RATES)
+    axes.set_xlim(-0.5, len(RATES) - 0.3)
+    axes.set_ylabel("mean IoU (%)")
+    axes.set_title("a dot a seed, a line the mean")
+    axes.grid(axis="y", alpha=0.3)
+    return render_figure(figure)
+
+
+def main(argv: list[str]) -> None:
+    """Compares and prints the table."""
+    if argv:
+        raise ValueError(f"unexpected arguments {argv}; flags start with --")
+    values = flags.FLAGS
+    records = compare(values.config, values.found, values.workdir, values.seeds)
+    if records is not None:
+        print(format_comparison(records))
+        print(f"wrote {values.workdir}/comparison.json and comparison.png")
+
+
+if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", None, "The recipe; its model has the tuned rates.")
+    flags.DEFINE_string("found", None, "The variant file that a search wrote.")
+    flags.DEFINE_string("workdir", None, "The comparison's folder, with a run in each subfolder.")
+    flags.DEFINE_integer("seeds", 3, "Runs of each kind of rates.", lower_bound=1)
+    flags.mark_flags_as_required(["config", "found", "workdir"])
+    run_command(main, "regseg_jax.search.compare")

@@ -1,0 +1,159 @@
+"""The search of dilation rates by gradient descent: what a training run does differently.
+
+The rates are parameters of the model, trained on the training loss together with the weights. They
+have an optimizer (Adam) and a learning rate of their own, stand still in a warm-up, are not
+decayed, and after each update are put back under the bound that leaves no gaps. A regulariser on
+cost or field of view is left out: the bound already keeps early rates small. Paper, section 3;
+its code was never published, and the method is this project's own.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax.traverse_util import flatten_dict, path_aware_map, unflatten_dict
+from jax import Array
+from jax.typing import ArrayLike, DTypeLike
+
+from regseg_jax import field_of_view
+from regseg_jax.field_of_view import LayerFieldOfView
+from regseg_jax.models import RegSeg, variants
+from regseg_jax.optim import create_learning_rate_fn
+from regseg_jax.search.searched_conv import RATES, create_dilated_conv
+from regseg_jax.steps import descend
+
+Params = dict[str, Any]
+
+
+def create_search_model(
+    variant: variants.Variant,
+    num_classes: int,
+    dtype: DTypeLike,
+    *,
+    num_branches: int,
+    initial_rate: int,
+) -> RegSeg:
+    """The variant with branches of real rates in every block at 1/16, the strided one left out.
+
+    Every rate starts at initial_rate, or at the bound where that is lower.
+
+    Raises:
+      ValueError: if a block's channels do not split into so many branches.
+    """
+    num_blocks = len(variants.get_dilation_rates(variant.backbone))
+    ones = variants.replace_dilation_rates(variant.backbone, num_blocks * [num_branches * [1]])
+    wanted = jnp.full((num_blocks, num_branches), initial_rate)
+    initial = clamp_rates(wanted, searched_layers(ones)[0].field_of_view_before)
+    backbone = variants.replace_dilation_rates(ones, initial.tolist())
+    return RegSeg(
+        dataclasses.replace(variant, backbone=backbone), num_classes, create_dilated_conv, dtype
+    )
+
+
+def searched_layers(backbone: variants.Backbone) -> tuple[LayerFieldOfView, ...]:
+    """The layers at 1/16, the strided one left out."""
+    return tuple(
+        layer for layer in field_of_view.trace_field_of_view(backbone) if layer.stride_before == 16
+    )
+
+
+def clamp_rates(rates: Array, first_field_of_view: int) -> Array:
+    """Puts rates between 1 and the bound that the (clamped) rates before them set.
+
+    Args:
+      rates: [blocks, branches], whole or real, in the order of computation.
+      first_field_of_view: of the first block's input, in pixels.
+
+    Returns:
+      The same shape and dtype; whole numbers stay whole.
+    """
+    seen, clamped = first_field_of_view, []
+    for block in rates:
+        bound = field_of_view.max_dilation_rate(seen, 16)
+        clamped.append(jnp.clip(block, 1, bound).astype(rates.dtype))
+        seen = field_of_view.widen(seen, 16, clamped[-1].max())
+    return jnp.stack(clamped)
+
+
+def create_search_optimizer(
+    weights_tx: optax.GradientTransformation,
+) -> optax.GradientTransformation:
+    """Adam's direction for the rates, weights_tx for all else."""
+
+    def label(params: Params) -> Params:
+        return path_aware_map(lambda path, _: "rates" if path[-1] == RATES else "weights", params)
+
+    return optax.partition({"weights": weights_tx, "rates": optax.scale_by_adam()}, label)
+
+
+@dataclasses.dataclass(frozen=True)
+class RateSearch:
+    """The rates of a searched model over a run.
+
+    Attributes:
+      layers: the searched ones, see `searched_layers`.
+      learning_rate: of the rates when they start to move; it falls linearly to 0 at the end.
+      warmup_steps: before the rates move.
+      num_steps: of the run.
+    """
+
+    layers: tuple[LayerFieldOfView, ...]
+    learning_rate: float
+    warmup_steps: int
+    num_steps: int
+
+    def learning_rate_fn(self, step: ArrayLike) -> Array:
+        """The rates' learning rate at a step."""
+        moving_steps = max(self.num_steps - self.warmup_steps, 1)
+        decay = create_learning_rate_fn(self.learning_rate, moving_steps, 0, power=1.0)
+        return jnp.where(step < self.warmup_steps, 0.0, decay(step - self.warmup_steps))
+
+    def apply_update(
+        self, params: Params, direction: Params, learning_rate: Array, step: Array
+    ) -> Params:
+        """`steps.descend` for the weights; for the rates, their own step and the bound."""
+        moved = flatten_dict(descend(params, direction, learning_rate, step))
+        rates = self.get_rates(params) - self.learning_rate_fn(step) * self.get_rates(direction)
+        rates = clamp_rates(rates, self.layers[0].field_of_view_before)
+        for layer, block in zip(self.layers, rates, strict=True):
+            moved[_path(layer)] = block
+        return unflatten_dict(moved)
+
+    def get_rates(self, params: Params) -> Array:
+        """The rates among the parameters: f32[blocks, branches]."""
+        flat = flatten_dict(params)
+        return jnp.stack([flat[_path(layer)] for layer in self.layers])
+
+    def fetch_rates(self, params: Params) -> np.ndarray:
+        """`get_rates` on this process alone, for logs and files."""
+        flat = flatten_dict(params)
+        return np.stack([np.asarray(flat[_path(layer)]) for layer in self.layers])
+
+    def compute_bounds(self, rates: np.ndarray) -> np.ndarray:
+        """The largest rate without gaps of each block, given the rates before it: f32[blocks]."""
+        first = self.layers[0].field_of_view_before
+        return np.array(field_of_view.compute_bounds(rates.max(1).tolist(), first, stride=16))
+
+    def round_rates(self, rates: np.ndarray) -> tuple[variants.DilationRates, ...]:
+        """Whole rates under the bound of those before them, each block's sorted."""
+        rounded = jnp.round(rates).astype(jnp.int32)
+        clamped = clamp_rates(rounded, self.layers[0].field_of_view_before)
+        return tuple(tuple(sorted(block)) for block in clamped.tolist())
+
+    def named_rates(self, params: Params) -> dict[str, float]:
+        """Rates and bounds by metric key: `search/BLOCK/rate_0` and so on, `search/BLOCK/bound`."""
+        rates = self.fetch_rates(params)
+        named = {}
+        for layer, block, bound in zip(
+            self.layers, rates.tolist(), self.compute_bounds(rates).tolist(), strict=True
+        ):
+            named |= {f"search/{layer.name}/rate_{i}": rate for i, rate in enumerate(block)}
+            named[f"search/{layer.name}/bound"] = bound
+        return named
+
+
+def _path(layer: LayerFieldOfView) -> tuple[str, ...]:
+    """Where a block's rates are among the parameters."""
+    return ("backbone", layer.name, "conv2", RATES)

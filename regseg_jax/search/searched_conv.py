@@ -1,0 +1,80 @@
+"""The dilated convolution of a D block with a real, trained rate for each of its branches."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import DTypeLike
+
+from regseg_jax.models.blocks import DilatedConv
+from regseg_jax.models.layers import kernel_init
+from regseg_jax.models.variants import DilationRates
+from regseg_jax.ops.continuous_conv import continuous_conv
+
+RATES = "dilation_rates"  # the name of the parameter
+
+
+def create_dilated_conv(*, dilation_rates: DilationRates, **options: Any) -> nn.Module:
+    """What a searched model's blocks take as `dilated_conv`: searched are those with branches."""
+    layer = SearchedConv if len(dilation_rates) > 1 else DilatedConv
+    return layer(dilation_rates=dilation_rates, **options)
+
+
+class SearchedConv(nn.Module):
+    """`models.blocks.DilatedConv` with the rates as a parameter, f32[branches].
+
+    The kernels are named and shaped as there.
+
+    Attributes:
+      dilation_rates: where the rates start.
+    """
+
+    features: int
+    dilation_rates: DilationRates
+    group_width: int
+    stride: int = 1
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """[B, H, W, features] -> [B, H, W, features].
+
+        Raises:
+          ValueError: if the stride is not 1, or the branches' channels are no multiple of the
+            group width.
+        """
+        num_branches = len(self.dilation_rates)
+        if self.stride != 1:
+            raise ValueError(f"stride is {self.stride}; a searched convolution keeps the size")
+        if x.shape[-1] % (num_branches * self.group_width):
+            raise ValueError(
+                f"{x.shape[-1]} channels do not split into {num_branches} branches of groups of "
+                f"{self.group_width}; change config.search.num_branches"
+            )
+        rates = self.param(RATES, lambda _: jnp.array(self.dilation_rates, jnp.float32))
+        outputs = [
+            _Branch(self.features // num_branches, self.group_width, self.dtype, name=f"convs_{i}")(
+                part, rates[i]
+            )
+            for i, part in enumerate(jnp.split(x, num_branches, axis=-1))
+        ]
+        return jnp.concatenate(outputs, axis=-1)
+
+
+class _Branch(nn.Module):
+    """A grouped 3x3 convolution at a given real rate."""
+
+    features: int
+    group_width: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Array, dilation_rate: Array) -> Array:
+        kernel = self.param("kernel", kernel_init, (3, 3, self.group_width, self.features))
+        return continuous_conv(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            dilation_rate,
+            groups=x.shape[-1] // self.group_width,
+        )

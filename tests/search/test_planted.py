@@ -1,0 +1,37 @@
+import numpy as np
+import pytest
+
+from regseg_jax.search import planted
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    """Smooth noise, fewer and smaller than the images of the experiment."""
+    noise = np.random.default_rng(0).standard_normal((4, 40, 40, 3))
+    for axis in (1, 2):
+        noise = sum(np.roll(noise, shift, axis) for shift in range(4))
+    return (noise / noise.std()).astype(np.float32)
+
+
+def test_found_rates_are_counted():
+    rates = np.array([[3.04, 1.0], [2.0, 6.6], [4.0, 30.0]])
+    assert planted.count_found(rates, 0.1, any_order=False) == 2
+    assert planted.count_found(rates, 0.1, any_order=True) == 4
+    assert planted.count_found(rates, 0.5, any_order=True) == 5
+
+
+def test_a_student_with_the_teachers_weights_approaches_its_rates(images):
+    result = planted.search(images, 1.0, seed=0, num_steps=40, free_weights=False, tap_width=2.0)
+    assert np.shape(result["rates"]) == (3, 2)
+    assert np.isfinite(result["loss"])
+    # Of the first block, whose input is the teacher's; the rates start 2 from the planted ones.
+    assert np.abs(np.subtract(result["rates"][0], planted.PLANTED_RATES[0])).sum() < 1
+
+
+def test_the_planted_rates_are_where_the_loss_is_zero(images):
+    teacher = planted.create_params(0, planted.PLANTED_RATES)
+    same = planted.create_params(0, planted.PLANTED_RATES)
+    other = planted.create_params(0, [[1, 3], [2, 7], [4, 11]])
+    expected = planted.apply(teacher, images, 1.0)
+    np.testing.assert_array_equal(planted.apply(same, images, 1.0), expected)
+    assert np.abs(planted.apply(other, images, 1.0) - expected).max() > 0.01

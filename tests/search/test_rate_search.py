@@ -1,0 +1,159 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from regseg_jax import field_of_view
+from regseg_jax.models import RegSeg, variants
+from regseg_jax.optim import create_optimizer
+from regseg_jax.search.rate_search import (
+    RateSearch,
+    clamp_rates,
+    create_search_model,
+    create_search_optimizer,
+    searched_layers,
+)
+from regseg_jax.search.searched_conv import SearchedConv
+from regseg_jax.steps import descend
+
+
+@pytest.fixture(scope="module")
+def search_model(small_variant) -> RegSeg:
+    return create_search_model(small_variant, 11, jnp.float32, num_branches=2, initial_rate=3)
+
+
+@pytest.fixture(scope="module")
+def rate_search(search_model) -> RateSearch:
+    layers = searched_layers(search_model.variant.backbone)
+    return RateSearch(layers, learning_rate=0.5, warmup_steps=4, num_steps=14)
+
+
+def _tree(layers, rates, kernel):
+    blocks = {
+        layer.name: {"conv2": {"dilation_rates": jnp.array(r), "convs_0": {"kernel": kernel}}}
+        for layer, r in zip(layers, rates, strict=True)
+    }
+    return {"backbone": blocks}
+
+
+def test_the_blocks_at_16_are_searched(search_model):
+    layers = searched_layers(search_model.variant.backbone)
+    assert [layer.name for layer in layers] == ["stage16_1", "stage16_2"]
+    # Fields of view 31, then 31 + 2 * 16 * 1 = 63: the first starts at its bound, not at 3.
+    assert [layer.dilation_rates for layer in layers] == [(1, 1), (3, 3)]
+    assert [layer.max_dilation_rate for layer in layers] == [1, 3]
+
+
+@pytest.mark.parametrize("name", ["exp30", "exp48", "exp53", "regnety600mf"])
+def test_every_backbone_can_be_searched_from_any_rate(name):
+    variant = variants.get_variant(f"{name}_decoder26")
+    model = create_search_model(variant, 19, jnp.float32, num_branches=2, initial_rate=9)
+    assert field_of_view.find_gaps(model.variant.backbone) == ()
+    rates = variants.get_dilation_rates(model.variant.backbone)
+    assert {len(block) for block in rates} == {2}
+    assert rates[-1] == (9, 9)
+
+
+def test_branches_that_do_not_divide_are_refused():
+    variant = variants.get_variant("exp48_decoder26")
+    with pytest.raises(ValueError, match="block 0 has 3 rates; its 256 channels in groups of 16"):
+        create_search_model(variant, 19, jnp.float32, num_branches=3, initial_rate=1)
+
+
+def test_rates_are_clamped_to_a_bound_that_moves_with_those_before():
+    # 63: at most 3, then 63 + 32 * 2.5 = 143: 8; 143 + 32 * 8 = 399: 24.
+    rates = jnp.array([[0.3, 2.5], [100.0, 1.5], [24.9, 7.0]])
+    expected = [[1, 2.5], [8, 1.5], [24, 7]]
+    np.testing.assert_array_equal(jax.jit(clamp_rates, static_argnums=1)(rates, 63), expected)
+    whole = clamp_rates(jnp.array([[4, 1], [9, 9]]), 63)
+    assert whole.dtype == jnp.int32
+    assert whole.tolist() == [[3, 1], [9, 9]]
+
+
+def test_rounding_keeps_under_the_bound_and_sorts(rate_search):
+    # 2.5 rounds to 2: the bound behind it falls from 8 to 7.
+    search = RateSearch(
+        searched_layers(variants.BACKBONES["exp48"])[:3], 0.1, warmup_steps=0, num_steps=1
+    )
+    rates = np.array([[2.5, 1.2], [8.0, 3.4], [5.5, 5.4]], np.float32)
+    assert search.round_rates(rates) == ((1, 2), (3, 7), (5, 6))
+    assert search.compute_bounds(rates).tolist() == [3, 8, 24]
+
+
+def test_the_rates_learning_rate(rate_search):
+    rates = [float(rate_search.learning_rate_fn(step)) for step in (0, 3, 4, 9, 14)]
+    np.testing.assert_allclose(rates, [0, 0, 0.5, 0.25, 0])
+
+
+def test_weights_descend_and_rates_have_their_own_step_and_bound(rate_search):
+    params = _tree(rate_search.layers, [[1.0, 1.0], [2.0, 2.5]], jnp.full((2,), 5.0))
+    direction = _tree(rate_search.layers, [[-1.0, 1.0], [-0.5, -4.0]], jnp.ones((2,)))
+    update = jax.jit(rate_search.apply_update)
+    learning_rate = jnp.float32(0.1)
+
+    def without_rates(tree):
+        return {path: leaf for path, leaf in flatten_dict(tree).items() if path[-1] == "kernel"}
+
+    for step in (0, 4):
+        moved = update(params, direction, learning_rate, jnp.int32(step))
+        expected = descend(params, direction, learning_rate, jnp.int32(step))
+        jax.tree.map(np.testing.assert_array_equal, without_rates(moved), without_rates(expected))
+        assert jax.tree.structure(moved) == jax.tree.structure(params)
+        rates = rate_search.fetch_rates(moved)
+        # At step 4 the first block stays at its bound of 1, and the last rate is stopped by 3.
+        expected_rates = [[1, 1], [2, 2.5]] if step == 0 else [[1, 1], [2.25, 3]]
+        np.testing.assert_array_equal(rates, expected_rates)
+
+
+def test_rates_have_adam_and_no_decay_and_weights_the_runs_optimizer(rate_search):
+    weights_tx = create_optimizer(0.1, momentum=0.9)
+    params = _tree(rate_search.layers, [[3.0, 4.0], [5.0, 6.0]], jnp.full((2,), 5.0))
+    grads = _tree(rate_search.layers, [[1e-3, -1e-3], [7.0, 0.0]], jnp.ones((2,)))
+    tx = create_search_optimizer(weights_tx)
+    direction, _ = tx.update(grads, tx.init(params), params)
+    np.testing.assert_allclose(rate_search.fetch_rates(direction), [[1, -1], [1, 0]], atol=1e-4)
+    kernel = direction["backbone"]["stage16_1"]["conv2"]["convs_0"]["kernel"]
+    np.testing.assert_allclose(kernel, 1 + 0.1 * 5.0)
+
+
+def test_at_whole_rates_the_searched_model_is_the_fixed_one(small_variant):
+    rates = [[1, 1], [2, 3]]
+    fixed = RegSeg(
+        variants.Variant(
+            "fixed", variants.replace_dilation_rates(small_variant.backbone, rates), "decoder26"
+        ),
+        num_classes=11,
+    )
+    searched = create_search_model(small_variant, 11, jnp.float32, num_branches=2, initial_rate=1)
+    images = jax.random.normal(jax.random.key(0), (2, 64, 96, 3))
+    variables = jax.jit(functools.partial(fixed.init, train=False))(jax.random.key(1), images)
+    params = flatten_dict(variables["params"])
+    for name, block in zip(("stage16_1", "stage16_2"), rates, strict=True):
+        params["backbone", name, "conv2", "dilation_rates"] = jnp.array(block, jnp.float32)
+    params = unflatten_dict(params)
+
+    def loss(model, params):
+        variables_ = {"params": params, "batch_stats": variables["batch_stats"]}
+        return jnp.square(model.apply(variables_, images, train=False)).mean()
+
+    expected, expected_grads = jax.jit(jax.value_and_grad(functools.partial(loss, fixed)))(
+        variables["params"]
+    )
+    actual, grads = jax.jit(jax.value_and_grad(functools.partial(loss, searched)))(params)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+    flat = flatten_dict(grads)
+    for path, grad in flatten_dict(expected_grads).items():
+        difference = optax.tree.norm(flat.pop(path) - grad)
+        assert difference <= 1e-4 * (optax.tree.norm(grad) + 1e-3), path
+    assert {path[-1] for path in flat} == {"dilation_rates"}
+    assert all(jnp.abs(grad).max() > 0 for grad in flat.values())
+
+
+def test_a_searched_convolution_with_a_stride_is_refused():
+    conv = SearchedConv(features=32, dilation_rates=(1, 2), group_width=16, stride=2)
+    with pytest.raises(ValueError, match="stride is 2"):
+        conv.init(jax.random.key(0), jnp.zeros((1, 8, 8, 32)))
