@@ -3,13 +3,13 @@
 import json
 import os
 import pathlib
-import tempfile
 import typing
 
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from regseg_jax.data.decode import LabelFormat
+from regseg_jax.files import write_json
 from regseg_jax.models import variants
 from regseg_jax.optim import DECAYS
 
@@ -195,28 +195,20 @@ def _describe(config: ConfigDict) -> dict[str, object]:
     return _flatten(config) | {"model": variants.get_variant(config.model).name}
 
 
-def claim_workdir(config: ConfigDict, workdir: str | os.PathLike) -> bool:
+def claim_workdir(config: ConfigDict, workdir: str | os.PathLike) -> None:
     """Makes workdir this config's: writes `config.json`, or compares with the one that is there.
-
-    Returns:
-      Whether the run is new.
 
     Raises:
       ValueError: if the folder cannot be written to, or belongs to a run of another config; names
         each key that differs.
     """
     path = pathlib.Path(workdir) / "config.json"
-    is_new = not path.exists()
-    if not is_new:
+    if path.exists():
         check_same_run(config, load_config(workdir), workdir)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            json.dump(_describe(config), file, indent=1)
-        os.replace(file.name, path)
+        write_json(path, _describe(config))
     except OSError as error:
         raise ValueError(f"cannot write to workdir {workdir}: {error}; choose another") from None
-    return is_new
 
 
 def check_same_run(

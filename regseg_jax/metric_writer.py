@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 from tensorboardX import SummaryWriter
 
+from regseg_jax.files import replacing
 from regseg_jax.visualize import save_png
 
 METRICS_FILE = "metrics.jsonl"
@@ -143,6 +144,5 @@ def _repair(path: Path, resume_step: int | None) -> None:
             for number, line in enumerate(lines, 1)
             if _parse_line(path, number, line)["step"] <= resume_step
         ]
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(b"".join(lines))
-    os.replace(temporary, path)
+    with replacing(path) as partial:
+        partial.write_bytes(b"".join(lines))

@@ -2,7 +2,6 @@
 
 import contextlib
 import datetime
-import json
 import os
 import pathlib
 import platform
@@ -50,18 +49,3 @@ def read_cpu_name() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def check_new(path: str | None) -> None:
-    """Raises a ValueError if there is such a file already."""
-    if path is not None and os.path.exists(path):
-        raise ValueError(f"--output={path} exists; name a new file or move the old one away")
-
-
-def write_json(path: str | os.PathLike, content: dict[str, Any]) -> None:
-    """Writes a whole file or none."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    partial.replace(path)

@@ -3,7 +3,6 @@
 import collections
 import contextlib
 import functools
-import json
 import math
 import os
 import pathlib
@@ -33,6 +32,7 @@ from regseg_jax.evaluate import (
     named_scores,
 )
 from regseg_jax.field_of_view import describe_gaps
+from regseg_jax.files import write_json
 from regseg_jax.init_from import load_initial_weights
 from regseg_jax.metric_writer import METRICS_FILE, MetricWriter, read_metrics
 from regseg_jax.progress import ProgressBar
@@ -81,10 +81,10 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Evaluation | None:
     if config.init_from and not has_checkpoint(workdir):
         initial = load_initial_weights(config.init_from, model)
     if is_main_process():
-        is_new = config_lib.claim_workdir(config, workdir)
-        environment = json.dumps(describe_environment(), indent=1)
-        (pathlib.Path(workdir) / "environment.json").write_text(environment)
-        if is_new and config.data.check and config.data.source != "synthetic":
+        config_lib.claim_workdir(config, workdir)
+        write_json(pathlib.Path(workdir) / "environment.json", describe_environment())
+        is_unchecked = config.data.check and not has_checkpoint(workdir)
+        if is_unchecked and config.data.source != "synthetic":
             _check(train_source, "checking the training images")
             _check(eval_source, "checking the evaluation images")
     with main_process_first():

@@ -5,7 +5,6 @@ Every `draw_*` function is pure and returns a picture; `save_png` is the only on
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,6 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from regseg_jax.data.classes import IGNORE_LABEL, ClassTable
+from regseg_jax.files import replacing
 
 Color = tuple[int, int, int]
 
@@ -219,15 +219,9 @@ def save_png(image: Image.Image | np.ndarray, path: str | os.PathLike) -> None:
       image: a picture, or uint8 [H, W, 3] or [H, W].
       path: the file to write.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
-    try:
-        picture.save(temporary, format="PNG")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as partial:
+        picture.save(partial, format="PNG")
 
 
 def _check_shapes(image: np.ndarray, **label_maps: np.ndarray) -> None:

@@ -233,7 +233,7 @@ def set_flags(monkeypatch, **values):
         (["--backends=jax,tensorflow"], "--backends has ['tensorflow']"),
         (["--precisions=int8"], "--precisions has ['int8']"),
         (["--num_runs=1"], "--num_runs=1"),
-        (["--output=."], "--output=. exists"),
+        (["--output=."], ". exists already"),
         (["extra"], "unexpected arguments ['extra']"),
     ],
 )

@@ -1,5 +1,3 @@
-import json
-
 import pytest
 
 from regseg_jax import timing
@@ -22,20 +20,10 @@ def test_error_is_one_short_line():
     assert len(timing.describe_error(ValueError("x" * 999))) == 200
 
 
-def test_file_is_whole_and_new(tmp_path):
-    path = tmp_path / "new" / "times.json"
-    timing.check_new(path)
-    timing.check_new(None)
-    timing.write_json(path, {"a": [1]})
-    assert json.loads(path.read_text()) == {"a": [1]}
-    assert [entry.name for entry in path.parent.iterdir()] == ["times.json"]
-    with pytest.raises(ValueError, match="exists; name a new file"):
-        timing.check_new(path)
-
-
-def test_run_says_what_when_and_how_busy():
+def test_run_says_what_when_and_how_busy(monkeypatch):
+    monkeypatch.setattr("sys.orig_argv", ["/elsewhere/bin/python3", "-m", "tool", "a b"])
     run = timing.describe_run()
-    assert "pytest" in run["command"]
+    assert run["command"] == "python -m tool 'a b'"
     assert run["date"].endswith("+00:00")
     assert run["load_average"] >= 0
     assert timing.read_cpu_name()

@@ -12,13 +12,13 @@ import itertools
 import json
 import os
 import pathlib
-import tempfile
 import zlib
 
 import numpy as np
 from tqdm import tqdm
 
 from regseg_jax.data.sources import Example, Fingerprint, Source
+from regseg_jax.files import write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +167,5 @@ def _write(folder: pathlib.Path, name: str, source: Source, made_from: Fingerpri
             partial.unlink()
             raise
     description = {"made_from": made_from, "sizes": sizes, "names": names, "checksums": checksums}
-    with tempfile.NamedTemporaryFile("w", dir=folder, delete=False) as sidecar:
-        json.dump(description, sidecar)
     os.replace(partial, folder / f"{name}.bin")
-    os.replace(sidecar.name, folder / f"{name}.json")
+    write_json(folder / f"{name}.json", description)

@@ -4,13 +4,13 @@ import concurrent.futures
 import json
 import os
 import pathlib
-import tempfile
 import zipfile
 
 import numpy as np
 from tqdm import tqdm
 
 from regseg_jax.data.sources import Source
+from regseg_jax.files import replacing
 
 # For each class i32[n, 3]: rows of (example, row, column).
 Centroids = tuple[np.ndarray, ...]
@@ -54,10 +54,8 @@ def load_centroids(
             return _split(rows, num_classes)
     rows = _find_all(source, num_classes, tile_size)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        with replacing(path) as partial, partial.open("wb") as file:
             np.savez(file, rows=rows, made_from=json.dumps(made_from))
-        os.replace(file.name, path)
     except OSError as error:
         raise ValueError(
             f"cannot write {path}: {error}; set --config.data.centroid_file to another file"

@@ -2,13 +2,13 @@
 
 import importlib
 import os
-import pathlib
 from typing import Any
 
 import numpy as np
 from flax.traverse_util import flatten_dict
 
 from regseg_jax.data.augment import MEAN, STD
+from regseg_jax.files import check_new, replacing
 from regseg_jax.run import TrainedRun, get_class_table, load_run
 
 # The packages that each format needs beside those of requirements.txt.
@@ -113,27 +113,13 @@ def require_packages(what: str, packages: tuple[str, ...]) -> None:
             ) from None
 
 
-def check_new(path: str | os.PathLike) -> None:
-    """Raises ValueError if a file cannot be made at path without replacing another."""
-    path = pathlib.Path(path)
-    if path.exists():
-        raise ValueError(f"{path} exists already; choose another output, or remove it first")
-    if not path.parent.is_dir():
-        raise ValueError(f"there is no folder {path.parent}; make it first")
-
-
 def write_new_file(path: str | os.PathLike, content: bytes) -> None:
-    """Writes to a temporary file and renames it, so that path is whole or is not there.
+    """Writes a file that is whole or is not there.
 
     Raises:
       ValueError: if path exists.
       OSError: if it cannot be written.
     """
-    path = pathlib.Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with replacing(path) as partial:
         partial.write_bytes(content)
         check_new(path)
-        os.rename(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

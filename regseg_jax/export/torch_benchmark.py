@@ -34,15 +34,14 @@ from regseg_jax.export.torch_model import (
     load_state_dict_file,
     load_weights,
 )
+from regseg_jax.files import check_new, write_json
 from regseg_jax.tables import format_table
 from regseg_jax.timing import (
     check_difference,
-    check_new,
     describe_error,
     describe_run,
     read_cpu_name,
     summarize,
-    write_json,
 )
 
 # Frames per second on a T4, version 3 and version 2 of the paper, by image size.

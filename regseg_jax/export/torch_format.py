@@ -17,6 +17,7 @@ from regseg_jax.export.torch_model import (
     load_weights,
 )
 from regseg_jax.export.torch_weights import to_torch
+from regseg_jax.files import write_json
 from regseg_jax.run import TrainedRun
 
 # PyTorch counts the batches that each batch norm saw; Flax has no place for it. A run that was
@@ -66,7 +67,7 @@ def save_counters(workdir: str | os.PathLike, state_dict: Mapping[str, np.ndarra
         for name, count in state_dict.items()
         if name.endswith(".num_batches_tracked")
     }
-    (pathlib.Path(workdir) / _COUNTERS_FILE).write_text(json.dumps(counters, indent=1))
+    write_json(pathlib.Path(workdir) / _COUNTERS_FILE, counters)
 
 
 def load_counters(workdir: str | os.PathLike) -> dict[str, int]:

@@ -26,10 +26,10 @@ from regseg_jax.command import run_command
 from regseg_jax.config import check_same_run, load_config, validate_config
 from regseg_jax.environment import describe_environment
 from regseg_jax.field_of_view import compute_field_of_view, max_dilation_rate, widen
+from regseg_jax.files import write_json
 from regseg_jax.models import variants
 from regseg_jax.search.rate_search import searched_layers
 from regseg_jax.tables import format_table
-from regseg_jax.timing import write_json
 from regseg_jax.train import train
 from regseg_jax.visualize import render_figure, save_png
 

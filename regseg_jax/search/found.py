@@ -4,7 +4,6 @@ import json
 import math
 import os
 import pathlib
-import tempfile
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,6 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from regseg_jax.field_of_view import compute_field_of_view
+from regseg_jax.files import write_json
 from regseg_jax.metric_writer import METRICS_FILE, read_metrics
 from regseg_jax.models import variants
 from regseg_jax.search.rate_search import RateSearch
@@ -58,9 +58,7 @@ def save_found(
             "config": config,
         },
     }
-    with tempfile.NamedTemporaryFile("w", dir=workdir, delete=False) as file:
-        json.dump(content, file, indent=1)
-    os.replace(file.name, workdir / FOUND_FILE)
+    write_json(workdir / FOUND_FILE, content)
     names = [layer.name for layer in rate_search.layers]
     picture = draw_rates(read_metrics(workdir / METRICS_FILE), names)
     save_png(picture, workdir / "pictures" / RATES_PICTURE)

@@ -26,11 +26,11 @@ from regseg_jax.command import run_command
 from regseg_jax.data import classes
 from regseg_jax.data.sources import load_camvid
 from regseg_jax.environment import describe_environment
+from regseg_jax.files import check_new, write_json
 from regseg_jax.ops.continuous_conv import continuous_conv
 from regseg_jax.ops.conv import grouped_conv
 from regseg_jax.optim import create_learning_rate_fn
 from regseg_jax.tables import format_table
-from regseg_jax.timing import check_new, write_json
 
 PLANTED_RATES = ((1, 3), (2, 7), (4, 12))
 IMAGE_SIZE = (90, 120)

@@ -69,9 +69,9 @@ def test_an_output_that_exists_is_left_alone(workdir, tmp_path, format_name):
     assert (tmp_path / "a").read_text() == "precious"
 
 
-def test_a_missing_folder_is_named(workdir, tmp_path):
-    with pytest.raises(ValueError, match=r"there is no folder .*nowhere; make it first"):
-        export_run(workdir, "torch", tmp_path / "nowhere" / "a.pt")
+def test_a_missing_folder_is_made(workdir, tmp_path):
+    export_run(workdir, "torch", tmp_path / "new" / "a.pt")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.pt"]
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("the disk is full")
 
-    monkeypatch.setattr("os.rename", fail)
+    monkeypatch.setattr("os.replace", fail)
     with pytest.raises(OSError, match="disk is full"):
         write_new_file(tmp_path / "a", b"content")
     assert not any(tmp_path.iterdir())

@@ -199,7 +199,7 @@ def test_training_step_decays_all_but_batch_norm(model, images):
         (["--weights=missing.pt"], "missing.pt"),
         (["--model=exp1"], "unknown model 'exp1'"),
         (["--num_runs=1"], "--num_runs=1"),
-        (["--output=."], "--output=. exists"),
+        (["--output=."], ". exists already"),
     ],
 )
 def test_errors_are_one_line(arguments, message, capsys):
