@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
     config = create_default_config()
     config.data.source = "synthetic"
     config.data.synthetic_size = (96, 128)
-    config.data.synthetic_train_examples = 4400
+    config.data.synthetic_train_examples = 4000
     config.data.synthetic_eval_examples = 100
     config.data.num_workers = 0  # a thread draws faster than the CPU trains
     config.global_batch_size = 4  # twice the steps of 8 in little more time
