@@ -77,7 +77,10 @@ LAYERS = {
 # Packages that stay in few places, so that they can be replaced there.
 PLACES = {
     "orbax": ("checkpoint",),
-    "ml_collections": ("train", "evaluate", "config", "run", "main", "import_torch", "search"),
+    "ml_collections": (
+        *("train", "evaluate", "config", "run", "main", "import_torch", "search"),
+        "input_benchmark",
+    ),
     "torch": ("export",),
     "onnx": ("export",),
     "onnxruntime": ("export",),
