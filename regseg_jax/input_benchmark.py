@@ -8,6 +8,7 @@ once. All are timed in one thread of one process, in seconds of CPU time, so tha
 does not change the figures: images a CPU second are images a second and core.
 """
 
+import dataclasses
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from regseg_jax.config import validate_config
 from regseg_jax.data.augment import MEAN, STD, AugmentConfig
 from regseg_jax.data.cache import load_cached
 from regseg_jax.data.classes import IGNORE_LABEL
-from regseg_jax.data.sources import Example, Source
+from regseg_jax.data.sources import FolderSource
 from regseg_jax.tables import format_table
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, a file of configs/.")
@@ -32,15 +33,16 @@ _NUM_IMAGES = flags.DEFINE_integer("num_images", 40, "Images that each way is ti
 _MAGNITUDE = 0.2  # of RandAugment in the paper's recipe
 
 
-def augment_with_pillow(
-    example: Example, config: AugmentConfig, rng: np.random.Generator
+def load_with_pillow(
+    paths: tuple[str, str], config: AugmentConfig, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The recipe's augmentation of one image on the host, with Pillow as the author has it.
+    """Decodes and augments one pair of files on the host, with Pillow as the author has it.
 
     Returns:
-      f32[3, h, w], normalised, and i64[h, w].
+      f32[3, h, w], normalised, and i64[h, w] of raw label values.
     """
-    image, label = Image.fromarray(example["image"]), Image.fromarray(example["label"])
+    with Image.open(paths[0]) as image, Image.open(paths[1]) as label:
+        image, label = image.convert("RGB"), label.copy()
     shorter = int(rng.integers(config.min_shorter_side, config.max_shorter_side + 1))
     size = tuple(shorter * side // min(image.size) for side in image.size)
     image = image.resize(size, Image.Resampling.BILINEAR)
@@ -95,14 +97,15 @@ def measure(work: Callable[[int], object], count: int, description: str) -> floa
     return count / (time.process_time() - start)
 
 
-def compare(source: Source, config: AugmentConfig, num_images: int) -> dict[str, float]:
+def compare(source: FolderSource, config: AugmentConfig, num_images: int) -> dict[str, float]:
     """Images a CPU second by each way; the cache is made in a temporary folder."""
     rng = np.random.default_rng(0)
-    subset = _First(source, min(num_images, len(source)))
+    sizes = source.image_sizes and source.image_sizes[:num_images]
+    subset = dataclasses.replace(source, pairs=source.pairs[:num_images], image_sizes=sizes)
     with tempfile.TemporaryDirectory() as folder:
         cached = load_cached(folder, "benchmark", subset)
         ways = {
-            "the author's way, in Pillow": lambda i: augment_with_pillow(subset[i], config, rng),
+            "the author's way, in Pillow": lambda i: load_with_pillow(subset.pairs[i], config, rng),
             "decoding alone, as here": subset.__getitem__,
             "from the cache, as here": cached.__getitem__,
         }
@@ -112,26 +115,16 @@ def compare(source: Source, config: AugmentConfig, num_images: int) -> dict[str,
         }
 
 
-class _First:
-    """The first examples of a source."""
-
-    def __init__(self, source: Source, count: int):
-        self._source, self._count = source, count
-        self.image_sizes = source.image_sizes and source.image_sizes[:count]
-        self.fingerprint = source.fingerprint
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, index: int) -> Example:
-        return self._source[index]
-
-
 def main(argv: list[str]) -> None:
     """Prints the table."""
     config = _CONFIG.value
     validate_config(config)
     source = run.create_source(config, config.data.train_split)
+    if not isinstance(source, FolderSource):
+        raise ValueError(
+            f"config.data.source is {config.data.source!r}, which is no folder of image files; use "
+            "camvid, cityscapes or folder"
+        )
     rates = compare(source, run.create_augment_config(config), _NUM_IMAGES.value)
     base = next(iter(rates.values()))
     rows = [

@@ -42,7 +42,7 @@ def test_the_page_as_it_stands(tmp_path):
         ).stdout
         for command in commands
     ]
-    mean_iou = float(re.search(r"mean +([\d.]+)", outputs[2])[1])
+    mean_iou = float(re.search(r"mean IoU +([\d.]+)", outputs[2])[1])
     assert mean_iou > 80
     for path in (tmp_path / "shapes/val/images").iterdir():
         with (

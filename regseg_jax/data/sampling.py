@@ -99,6 +99,11 @@ class ClassUniformEpochs:
     share: float = 0.5
 
     def __post_init__(self) -> None:
+        if not self.num_per_class:
+            raise ValueError(
+                f"class_uniform_share {self.share} of {self.num_examples} examples is less than "
+                f"one crop for each of {len(self.centroids)} classes; make it larger, or 0"
+            )
         check_epoch_size(self._epoch_size, self.global_batch_size)
 
     @property

@@ -139,6 +139,13 @@ def test_class_uniform_epoch_smaller_than_a_batch_is_named():
         ClassUniformEpochs(20, 17, seed=0, centroids=SMALL.centroids)
 
 
+def test_share_that_gives_no_class_a_crop_is_named():
+    with pytest.raises(
+        ValueError, match=r"share 0\.1 of 20 examples is less than one .* 3 classes"
+    ):
+        ClassUniformEpochs(20, 4, seed=0, centroids=SMALL.centroids, share=0.1)
+
+
 def test_a_pickled_sampler_draws_the_same():
     again = pickle.loads(pickle.dumps(SMALL))
     assert _draws(again, 1) == _draws(SMALL, 1)

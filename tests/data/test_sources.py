@@ -93,6 +93,25 @@ def test_jpeg_greyscale_and_palette_files_are_read(tmp_path):
     assert source[0]["label"][0, 0] == _train_id("sky")
 
 
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGB", "RGBA", "1", "I;16"])
+@pytest.mark.parametrize("transparency", [None, 7])
+def test_every_kind_of_png_is_read_as_pillow_does(tmp_path, mode, transparency):
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (9, 11, 3), np.uint8)).convert("RGB")
+    image = (
+        Image.fromarray(rng.integers(0, 2**16, (9, 11), np.uint16))
+        if mode == "I;16"
+        else image.convert(mode)
+    )
+    options = {}
+    if transparency is not None and mode in ("L", "P", "RGB"):
+        options["transparency"] = (7, 7, 7) if mode == "RGB" else 7
+    path = tmp_path / "image.png"
+    image.save(path, **options)
+    with Image.open(path) as expected:
+        np.testing.assert_array_equal(load_image(path), np.asarray(expected.convert("RGB")))
+
+
 def test_list_images_leaves_other_files_out(tmp_path):
     for name in ("b.png", "a.JPG", "Thumbs.db", "notes.txt"):
         (tmp_path / name).touch()

@@ -1,0 +1,49 @@
+"""The Cityscapes recipe for 21 steps: `python cityscapes_run.py WORKDIR DATA_DIR`.
+
+It is configs/cityscapes.py but for a small model, float32 and batches of 4, which a CPU can run:
+sizes, crops and class-uniform sampling are the recipe's.
+"""
+
+import importlib.util
+import os
+import pathlib
+
+import small_run  # puts the small backbone into the table
+from ml_collections import ConfigDict
+
+RECIPE = pathlib.Path(__file__).parents[1] / "configs" / "cityscapes.py"
+
+
+def create_config(data_dir: str) -> ConfigDict:
+    spec = importlib.util.spec_from_file_location("recipe", RECIPE)
+    recipe = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(recipe)
+    config = recipe.get_config()
+    config.model = "small_decoder26"
+    config.precision = "float32"
+    config.global_batch_size = 4
+    config.num_epochs = 3
+    config.log_every_steps = 1
+    config.checkpoint_every_steps = 3
+    config.data.data_dir = data_dir
+    config.data.num_workers = 0
+    config.eval.batch_size = 1
+    config.eval.every_epochs = 3
+    config.eval.num_panels = 1
+    return config
+
+
+def main(argv: list[str]) -> None:
+    from regseg_jax.train import train
+
+    workdir, data_dir = argv
+    if hasattr(os, "sched_setaffinity"):  # not on macOS; before JAX starts its threads
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    train(create_config(data_dir), workdir)
+
+
+if __name__ == "__main__":
+    from regseg_jax.command import run_command
+
+    assert small_run
+    run_command(main, "cityscapes_run")
