@@ -1,9 +1,10 @@
 """Scores a whole split and draws some of its images."""
 
 import dataclasses
+import functools
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -176,9 +177,13 @@ def format_scores(scores: Scores, class_table: ClassTable) -> str:
     return table
 
 
-def format_worst(worst: Sequence[tuple[str, float]]) -> str:
-    """A table of the worst images and their mean IoU in percent."""
-    return format_table(("worst images", "mean IoU %"), [(n, f"{100 * v:.2f}") for n, v in worst])
+def format_evaluation(evaluation: Evaluation, class_table: ClassTable) -> str:
+    """`format_scores`, and a table of the worst images where some were asked for."""
+    table = format_scores(evaluation.scores, class_table)
+    if not evaluation.worst:
+        return table
+    rows = [(name, f"{100 * mean_iou:.2f}") for name, mean_iou in evaluation.worst]
+    return f"{table}\n\n{format_table(('worst images', 'mean IoU %'), rows)}"
 
 
 def evaluate_run(config: ConfigDict, workdir: str | os.PathLike) -> Scores:
@@ -200,22 +205,25 @@ def evaluate_run(config: ConfigDict, workdir: str | os.PathLike) -> Scores:
     mesh = create_mesh(config.eval.batch_size)
     trained = run.load_run(workdir)
     class_table = run.get_class_table(config)
-    evaluation = evaluate(
+    run_evaluation = functools.partial(
+        evaluate,
         jit_eval_step(trained.model, run.create_run_score_fn(config, trained.model), mesh),
-        replicate(trained.variables, mesh),
-        source,
-        class_table,
+        source=source,
+        class_table=class_table,
         mesh=mesh,
         global_batch_size=config.eval.batch_size,
         num_workers=config.data.num_workers,
         num_panels=config.eval.num_panels,
         num_worst=config.eval.num_worst,
     )
+    evaluation = run_evaluation(replicate(trained.variables, mesh))
+    if trained.ema_variables:
+        averaged = run_evaluation(replicate(trained.ema_variables, mesh))
+        if is_main_process():
+            print(f"with averaged weights\n{format_scores(averaged.scores, class_table)}")
     if is_main_process():
         print(f"checkpoint of step {trained.step}, {len(source)} images")
-        print(format_scores(evaluation.scores, class_table))
-        if evaluation.worst:
-            print(format_worst(evaluation.worst))
+        print(format_evaluation(evaluation, class_table))
         for name, panel in evaluation.panels.items():
             path = pathlib.Path(workdir) / "evaluation" / f"{name}.png"
             save_png(panel, path)

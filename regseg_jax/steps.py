@@ -26,6 +26,8 @@ def create_train_step(
     loss_fn: LossFn,
     augment_fn: AugmentFn,
     rng: Array,
+    *,
+    ema_decay: float = 0.0,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
     """Builds the training step: augment, forward, backward, update.
 
@@ -36,6 +38,8 @@ def create_train_step(
       loss_fn: (logits f32[B, h, w, num_classes], labels i32[B, h, w]) -> f32[].
       augment_fn: (images, labels, rng) -> (f32[B, h, w, 3], i32[B, h, w]).
       rng: of the run; each step folds in its number.
+      ema_decay: of the average of the weights and statistics, where the state holds one; after
+        t steps at most (1 + t) / (10 + t), so that it soon forgets where it started.
 
     Returns:
       A function of (state, {"image": uint8[B, H, W, 3], "label": uint8[B, H, W]}) to the next
@@ -70,12 +74,23 @@ def create_train_step(
         direction, opt_state = tx.update(grads, state.opt_state, state.params)
         params = jax.tree.map(lambda p, d: p - learning_rate * d, state.params, direction)
 
-        updated = (params, batch_stats, opt_state)
+        ema_variables = state.ema_variables
+        if ema_variables is not None:
+            decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+            ema_variables = jax.tree.map(
+                lambda average, new: average + (1 - decay) * (new - average),
+                ema_variables,
+                {"params": params, "batch_stats": batch_stats},
+            )
+
+        updated = (params, batch_stats, opt_state, ema_variables)
         if dynamic_scale:
-            kept = (state.params, state.batch_stats, state.opt_state)
+            kept = (state.params, state.batch_stats, state.opt_state, state.ema_variables)
             updated = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), updated, kept)
-        params, batch_stats, opt_state = updated
-        next_state = TrainState(state.step + 1, params, batch_stats, opt_state, dynamic_scale)
+        params, batch_stats, opt_state, ema_variables = updated
+        next_state = TrainState(
+            state.step + 1, params, batch_stats, opt_state, dynamic_scale, ema_variables
+        )
         metrics = {
             "loss": loss,
             "learning_rate": learning_rate,
