@@ -112,8 +112,8 @@ def evaluate(
                 if num_worst and index < len(source):
                     worst.append((_image_mean_iou(*maps[1:], class_table), index, maps))
                     worst = sorted(worst, key=lambda row: row[:2])[:num_worst]
-    for rank, (_, index, maps) in enumerate(worst):
-        panels[f"worst_{rank}_{index:04d}"] = draw_panel(*maps, class_table)
+    for rank, (_, _, maps) in enumerate(worst):
+        panels[f"worst_{rank}"] = draw_panel(*maps, class_table)
     names = tuple((source[index]["name"], iou) for iou, index, _ in worst)
     return Evaluation(total.compute(), panels, names)
 
