@@ -35,6 +35,7 @@ def create_default_config() -> ConfigDict:
     config.precision = "float32"  # float32, bfloat16, or float16 with dynamic loss scaling
     config.global_batch_size = 8  # over all devices of all processes
     config.num_epochs = 1000
+    config.ema_decay = 0.0  # above 0: weights averaged over the steps are evaluated as well
     config.log_every_steps = 10
     config.checkpoint_every_steps = 1000  # beside the one after each evaluation
 
@@ -99,6 +100,9 @@ def create_default_config() -> ConfigDict:
     config.eval.every_epochs = 10
     config.eval.num_panels = 4  # pictures drawn at each evaluation
     config.eval.num_worst = 0  # images of the lowest mean IoU that are listed and drawn
+    # Above 0: the running statistics become the mean over so many training images before each
+    # evaluation (the paper: 600).
+    config.eval.precise_bn_images = 0
     config.eval.flip = False  # whether probabilities are averaged with the mirrored image's
     config.eval.scales = (1.0,)  # and over these sizes of the image
     return config.lock()
@@ -146,6 +150,13 @@ def validate_config(config: ConfigDict) -> None:
                     f"config.{key} is 'test', whose labels are not public; use train, val or "
                     "trainval"
                 )
+    if 0 != config.eval.precise_bn_images < config.global_batch_size:
+        raise ValueError(
+            f"config.eval.precise_bn_images is {config.eval.precise_bn_images}; set 0 for none, or "
+            f"at least a batch, {config.global_batch_size}"
+        )
+    if not 0 <= config.ema_decay < 1:
+        raise ValueError(f"config.ema_decay is {config.ema_decay}; set 0 for none, or below 1")
     if not config.eval.scales or min(config.eval.scales) <= 0:
         raise ValueError(
             f"config.eval.scales is {config.eval.scales}; set positive factors, (1.0,) for none"

@@ -1,9 +1,10 @@
 """Scores a whole split and draws some of its images."""
 
 import dataclasses
+import functools
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -112,8 +113,8 @@ def evaluate(
                 if num_worst and index < len(source):
                     worst.append((_image_mean_iou(*maps[1:], class_table), index, maps))
                     worst = sorted(worst, key=lambda row: row[:2])[:num_worst]
-    for rank, (_, index, maps) in enumerate(worst):
-        panels[f"worst_{rank}_{index:04d}"] = draw_panel(*maps, class_table)
+    for rank, (_, _, maps) in enumerate(worst):
+        panels[f"worst_{rank}"] = draw_panel(*maps, class_table)
     names = tuple((source[index]["name"], iou) for iou, index, _ in worst)
     return Evaluation(total.compute(), panels, names)
 
@@ -177,9 +178,13 @@ def format_scores(scores: Scores, class_table: ClassTable) -> str:
     return table
 
 
-def format_worst(worst: Sequence[tuple[str, float]]) -> str:
-    """A table of the worst images and their mean IoU in percent."""
-    return format_table(("worst images", "mean IoU %"), [(n, f"{100 * v:.2f}") for n, v in worst])
+def format_evaluation(evaluation: Evaluation, class_table: ClassTable) -> str:
+    """`format_scores`, and a table of the worst images where some were asked for."""
+    table = format_scores(evaluation.scores, class_table)
+    if not evaluation.worst:
+        return table
+    rows = [(name, f"{100 * mean_iou:.2f}") for name, mean_iou in evaluation.worst]
+    return f"{table}\n\n{format_table(('worst images', 'mean IoU %'), rows)}"
 
 
 def evaluate_run(config: ConfigDict, workdir: str | os.PathLike) -> Scores:
@@ -201,11 +206,11 @@ def evaluate_run(config: ConfigDict, workdir: str | os.PathLike) -> Scores:
     mesh = create_mesh(config.eval.batch_size)
     trained = run.load_run(workdir)
     class_table = run.get_class_table(config)
-    evaluation = evaluate(
+    run_evaluation = functools.partial(
+        evaluate,
         jit_eval_step(trained.model, run.create_run_score_fn(config, trained.model), mesh),
-        replicate(trained.variables, mesh),
-        source,
-        class_table,
+        source=source,
+        class_table=class_table,
         mesh=mesh,
         global_batch_size=config.eval.batch_size,
         num_workers=config.data.num_workers,
@@ -213,14 +218,17 @@ def evaluate_run(config: ConfigDict, workdir: str | os.PathLike) -> Scores:
         size_multiple=config.eval.size_multiple,
         num_worst=config.eval.num_worst,
     )
+    evaluation = run_evaluation(replicate(trained.variables, mesh))
+    if trained.ema_variables:
+        averaged = run_evaluation(replicate(trained.ema_variables, mesh))
+        if is_main_process():
+            print(f"with averaged weights\n{format_scores(averaged.scores, class_table)}")
     if is_main_process():
         name = run.name_evaluation(saved.data.train_split, config.data.eval_split)
         print(f"{name}: checkpoint of step {trained.step}, {len(source)} images")
         if name != config.data.eval_split:
             print("the run was trained on these images: the scores say little of others")
-        print(format_scores(evaluation.scores, class_table))
-        if evaluation.worst:
-            print(format_worst(evaluation.worst))
+        print(format_evaluation(evaluation, class_table))
         for name, panel in evaluation.panels.items():
             path = pathlib.Path(workdir) / "evaluation" / f"{name}.png"
             save_png(panel, path)

@@ -1,8 +1,13 @@
 """Predicts class maps and overlays for images of any size.
 
 python -m regseg_jax.predict --workdir=RUN --output=OUT IMAGE_OR_FOLDER ...
+
+or label-id PNGs for a whole split, as benchmark servers want them; start again to go on:
+
+python -m regseg_jax.predict --workdir=RUN --output=OUT --split=test [--data_dir=FOLDER]
 """
 
+import dataclasses
 import os
 import pathlib
 from collections.abc import Callable, Sequence
@@ -17,14 +22,54 @@ from regseg_jax import run
 from regseg_jax.command import run_command
 from regseg_jax.data.classes import ClassTable
 from regseg_jax.data.sources import list_images, load_image
+from regseg_jax.submission import check_whole, compute_fingerprint, write_label_ids
 from regseg_jax.visualize import draw_overlay, save_png
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run whose best checkpoint is used.")
+_SPLIT = flags.DEFINE_string("split", None, "Write label ids for this split of the data set.")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Where --split is; else where the run had it.")
+_EMA = flags.DEFINE_bool("ema", False, "Use the weights averaged over the steps.")
+_FLIP = flags.DEFINE_bool("flip", None, "Average with the mirrored image; else as the run's.")
+_SCALES = flags.DEFINE_list("scales", None, "Average over these scales; else as the run's.")
 _OUTPUT = flags.DEFINE_string("output", None, "The folder that the pictures are written to.")
 
 
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How to predict.
+
+    Attributes:
+      ema: whether to use the averaged weights.
+      flip: as `config.eval.flip`; None: the run's.
+      scales: as `config.eval.scales`; None: the run's.
+    """
+
+    ema: bool = False
+    flip: bool | None = None
+    scales: tuple[float, ...] | None = None
+
+    def apply(self, trained: run.TrainedRun) -> run.TrainedRun:
+        """The run with these options as its own.
+
+        Raises:
+          ValueError: if it holds no averaged weights and they are wanted, or a scale is wrong.
+        """
+        if self.ema and trained.ema_variables is None:
+            raise ValueError("--ema: the run has config.ema_decay=0, so no averaged weights")
+        config = trained.config.copy_and_resolve_references()
+        config.eval.flip = config.eval.flip if self.flip is None else self.flip
+        config.eval.scales = self.scales or config.eval.scales
+        if min(config.eval.scales) <= 0:
+            raise ValueError(f"--scales is {config.eval.scales}; use positive factors")
+        variables = trained.ema_variables if self.ema else trained.variables
+        return dataclasses.replace(trained, config=config, variables=variables)
+
+
 def predict(
-    workdir: str | os.PathLike, paths: Sequence[str | os.PathLike], output: str | os.PathLike
+    workdir: str | os.PathLike,
+    paths: Sequence[str | os.PathLike],
+    output: str | os.PathLike,
+    options: Options = Options(),
 ) -> list[pathlib.Path]:
     """Writes `NAME.png`, a class map, and `NAME_overlay.png` for each image.
 
@@ -36,6 +81,7 @@ def predict(
       workdir: of a run with a checkpoint.
       paths: image files, or folders whose images are all taken.
       output: a folder; created where missing. Files of the same name are replaced.
+      options: how.
 
     Returns:
       The paths written.
@@ -44,7 +90,7 @@ def predict(
       ValueError: if a path does not exist, is no image, or two images would write one file.
     """
     images = find_images(paths)
-    trained = run.load_run(workdir)
+    trained = options.apply(run.load_run(workdir))
     class_table = run.get_class_table(trained.config)
     predict_one = create_predict_fn(trained)
     output = pathlib.Path(output)
@@ -58,6 +104,31 @@ def predict(
         save_png(draw_overlay(image, prediction, class_table), overlay_path)
         written += [map_path, overlay_path]
     return written
+
+
+def predict_split(
+    workdir: str | os.PathLike,
+    split: str,
+    output: str | os.PathLike,
+    data_dir: str | None = None,
+    options: Options = Options(),
+) -> list[pathlib.Path]:
+    """Writes label ids for a whole split of the run's data set, see `write_label_ids`.
+
+    Raises:
+      ValueError: if images are missing or cannot be read; before anything is predicted where the
+        split's folders show it.
+    """
+    trained = options.apply(run.load_run(workdir))
+    config = trained.config
+    config.data.data_dir = data_dir or config.data.data_dir
+    class_table = run.get_class_table(config)
+    source = run.create_source(config, split)
+    check_whole(source, class_table, split)
+    fingerprint = compute_fingerprint(trained.variables)
+    fingerprint += f" flip={config.eval.flip} scales={tuple(config.eval.scales)}"
+    predict_one = create_predict_fn(trained)
+    return write_label_ids(source, predict_one, class_table, output, fingerprint)
 
 
 def find_images(paths: Sequence[str | os.PathLike]) -> list[pathlib.Path]:
@@ -103,7 +174,17 @@ def to_palette_image(prediction: np.ndarray, class_table: ClassTable) -> Image.I
 
 def main(argv: list[str]) -> None:
     """Predicts and prints where the pictures are."""
-    written = predict(_WORKDIR.value, argv, _OUTPUT.value)
+    scales = tuple(map(float, _SCALES.value)) if _SCALES.value else None
+    options = Options(_EMA.value, _FLIP.value, scales)
+    if _SPLIT.value:
+        if argv:
+            raise ValueError(f"--split takes no images, but {argv} are given; leave out either")
+        written = predict_split(
+            _WORKDIR.value, _SPLIT.value, _OUTPUT.value, _DATA_DIR.value, options
+        )
+        print(f"{_OUTPUT.value} holds the label ids of {len(written)} images")
+        return
+    written = predict(_WORKDIR.value, argv, _OUTPUT.value, options)
     print(f"wrote {len(written) // 2} class maps and overlays to {_OUTPUT.value}")
 
 

@@ -219,9 +219,13 @@ def create_run_score_fn(config: ConfigDict, model: RegSeg) -> ScoreFn:
     )
 
 
-def abstract_train_state(model: RegSeg, tx: optax.GradientTransformation) -> TrainState:
+def abstract_train_state(
+    model: RegSeg, tx: optax.GradientTransformation, *, with_ema: bool = False
+) -> TrainState:
     """Shapes and dtypes of a state, with nothing computed."""
-    return jax.eval_shape(lambda: create_train_state(model, tx, jax.random.key(0)))
+    return jax.eval_shape(
+        lambda: create_train_state(model, tx, jax.random.key(0), with_ema=with_ema)
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,12 +237,14 @@ class TrainedRun:
       model: in the run's precision.
       variables: {"params", "batch_stats"}.
       step: of the checkpoint.
+      ema_variables: the same averaged over the steps; None unless `config.ema_decay` is set.
     """
 
     config: ConfigDict
     model: RegSeg
     variables: dict[str, Any]
     step: int
+    ema_variables: dict[str, Any] | None = None
 
 
 def load_run(workdir: str | os.PathLike) -> TrainedRun:
@@ -254,6 +260,7 @@ def load_run(workdir: str | os.PathLike) -> TrainedRun:
     step = checkpoints.best_step()
     if step is None:
         raise ValueError(f"{workdir} holds no finished checkpoint yet; train for longer")
-    state = checkpoints.restore(step, abstract_train_state(model, tx))
+    like = abstract_train_state(model, tx, with_ema=config.ema_decay > 0)
+    state = checkpoints.restore(step, like)
     checkpoints.close()
-    return TrainedRun(config, model, state.variables, step)
+    return TrainedRun(config, model, state.variables, step, state.ema_variables)

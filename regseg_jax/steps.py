@@ -33,7 +33,9 @@ def create_train_step(
     loss_fn: LossFn,
     augment_fn: AugmentFn,
     rng: Array,
+    *,
     apply_update: ApplyUpdateFn = descend,
+    ema_decay: float = 0.0,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
     """Builds the training step: augment, forward, backward, update.
 
@@ -47,6 +49,8 @@ def create_train_step(
       rng: of the run; each step folds in its number.
       apply_update: (params, direction, learning rate, step's number) -> the next params; for
         parameters with a learning rate or limits of their own.
+      ema_decay: of the average of the weights and statistics, where the state holds one; after
+        t steps at most (1 + t) / (10 + t), so that it soon forgets where it started.
 
     Returns:
       A function of (state, {"image": uint8[B, H, W, 3], "label": uint8[B, H, W]}) to the next
@@ -82,12 +86,23 @@ def create_train_step(
         direction, opt_state = tx.update(grads, state.opt_state, state.params)
         params = apply_update(state.params, direction, learning_rate, state.step)
 
-        updated = (params, batch_stats, opt_state)
+        ema_variables = state.ema_variables
+        if ema_variables is not None:
+            decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+            ema_variables = jax.tree.map(
+                lambda average, new: average + (1 - decay) * (new - average),
+                ema_variables,
+                {"params": params, "batch_stats": batch_stats},
+            )
+
+        updated = (params, batch_stats, opt_state, ema_variables)
         if dynamic_scale:
-            kept = (state.params, state.batch_stats, state.opt_state)
+            kept = (state.params, state.batch_stats, state.opt_state, state.ema_variables)
             updated = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), updated, kept)
-        params, batch_stats, opt_state = updated
-        next_state = TrainState(state.step + 1, params, batch_stats, opt_state, dynamic_scale)
+        params, batch_stats, opt_state, ema_variables = updated
+        next_state = TrainState(
+            state.step + 1, params, batch_stats, opt_state, dynamic_scale, ema_variables
+        )
         metrics = {
             "loss": loss,
             "learning_rate": learning_rate,

@@ -26,8 +26,7 @@ from regseg_jax.environment import describe_environment
 from regseg_jax.evaluate import (
     Evaluation,
     evaluate,
-    format_scores,
-    format_worst,
+    format_evaluation,
     jit_eval_step,
     named_scores,
 )
@@ -35,6 +34,7 @@ from regseg_jax.field_of_view import describe_gaps
 from regseg_jax.files import write_json
 from regseg_jax.init_from import load_initial_weights
 from regseg_jax.metric_writer import METRICS_FILE, MetricWriter, read_metrics
+from regseg_jax.precise_bn import PreciseBatchNorm
 from regseg_jax.progress import ProgressBar
 from regseg_jax.search.found import save_found
 from regseg_jax.sharding import (
@@ -97,14 +97,16 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Evaluation | None:
     tx, learning_rate_fn = run.create_run_optimizer(config, num_steps)
     rate_search = run.create_rate_search(config, model, num_steps)
     init_rng, step_rng = jax.random.split(jax.random.key(config.seed))
-    create_state = functools.partial(create_train_state, model, tx)
+    with_ema = config.ema_decay > 0
+    create_state = functools.partial(create_train_state, model, tx, with_ema=with_ema)
     state = jax.jit(
         create_state,
         out_shardings=replicated(mesh),
         compiler_options={"xla_backend_optimization_level": 0},  # it runs once: seconds saved
     )(init_rng)
     if initial:
-        state = replicate(start_from(model, tx, initial.fill(state.variables)), mesh)
+        variables = initial.fill(state.variables)
+        state = replicate(start_from(model, tx, variables, with_ema=with_ema), mesh)
 
     # --- Where an earlier start of this run stopped.
     checkpoints = CheckpointManager(workdir)
@@ -115,15 +117,17 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Evaluation | None:
     step = int(state.step)
 
     # --- The two computations, compiled at their first call.
+    augment_fn = functools.partial(augment, config=augment_config)
     train_step = jax.jit(
         create_train_step(
             model,
             tx,
             learning_rate_fn,
             run.create_loss_fn(config),
-            functools.partial(augment, config=augment_config),
+            augment_fn,
             step_rng,
-            rate_search.apply_update if rate_search else descend,
+            apply_update=rate_search.apply_update if rate_search else descend,
+            ema_decay=config.ema_decay,
         ),
         donate_argnums=0,
         out_shardings=replicated(mesh),
@@ -141,6 +145,17 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Evaluation | None:
         size_multiple=config.eval.size_multiple,
         num_worst=config.eval.num_worst,
     )
+    create_batches = functools.partial(
+        create_train_iterator, train_source, sampler, share, num_workers=config.data.num_workers
+    )
+    precise_bn = PreciseBatchNorm(
+        model,
+        augment_fn,
+        step_rng,
+        create_batches,
+        mesh,
+        num_steps=config.eval.precise_bn_images // config.global_batch_size,
+    )
     eval_every_steps = config.eval.every_epochs * sampler.steps_per_epoch
     split = run.name_evaluation(config.data.train_split, config.data.eval_split)
 
@@ -148,14 +163,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Evaluation | None:
     evaluation = None
     with (
         contextlib.closing(checkpoints),  # waits for what is being saved, also after an error
-        create_train_iterator(
-            train_source,
-            sampler,
-            share,
-            start_step=step,
-            num_steps=num_steps,
-            num_workers=config.data.num_workers,
-        ) as batches,
+        create_batches(start_step=step, num_steps=num_steps) as batches,
         _StopRequest() as stop_request,
         MetricWriter(workdir, is_main_process(), resume_step=step) as writer,
         ProgressBar(
@@ -192,9 +200,13 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Evaluation | None:
             if step % eval_every_steps == 0 or step == num_steps:
                 recent.wait()  # raises where a loss is not finite: nothing bad is ever saved
                 with progress.paused():
+                    state = precise_bn(state)
                     evaluation = run_evaluation(state.variables)
                     checkpoints.save(state, evaluation.scores.mean_iou)
-                _report(writer, progress, step, evaluation, class_table, split)
+                    _report(writer, progress, step, evaluation, class_table, split)
+                    if with_ema:
+                        averaged = run_evaluation(state.ema_variables)
+                        _report(writer, progress, step, averaged, class_table, f"{split}_ema")
                 if rate_search and is_main_process():
                     progress.write(save_found(workdir, config.model, rate_search, state))
             elif step % config.checkpoint_every_steps == 0:
@@ -211,9 +223,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Evaluation | None:
         if evaluation is None:
             evaluation = run_evaluation(state.variables)
     if is_main_process():
-        print(format_scores(evaluation.scores, class_table))
-        if evaluation.worst:
-            print(format_worst(evaluation.worst))
+        print(format_evaluation(evaluation, class_table))
         for path in _draw_results(workdir, evaluation, class_table):
             print(path)
     return evaluation

@@ -21,6 +21,7 @@ class TrainState:
       batch_stats: f32, batch norm's running statistics.
       opt_state: the optimizer's.
       dynamic_scale: the loss scale; None unless training in float16.
+      ema_variables: the exponential moving average of `variables`; None unless asked for.
     """
 
     step: jax.Array
@@ -28,6 +29,7 @@ class TrainState:
     batch_stats: Any
     opt_state: optax.OptState
     dynamic_scale: DynamicScale | None = None
+    ema_variables: Any = None
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -36,20 +38,28 @@ class TrainState:
 
 
 def create_train_state(
-    model: RegSeg, tx: optax.GradientTransformation, rng: jax.Array
+    model: RegSeg, tx: optax.GradientTransformation, rng: jax.Array, *, with_ema: bool = False
 ) -> TrainState:
     """Initialises model and optimizer from rng; the loss scale where the model is float16."""
-    return start_from(model, tx, model.init(rng, jnp.zeros((1, 32, 32, 3)), train=False))
+    variables = model.init(rng, jnp.zeros((1, 32, 32, 3)), train=False)
+    return start_from(model, tx, variables, with_ema=with_ema)
 
 
 def start_from(
-    model: RegSeg, tx: optax.GradientTransformation, variables: dict[str, Any]
+    model: RegSeg,
+    tx: optax.GradientTransformation,
+    variables: dict[str, Any],
+    *,
+    with_ema: bool = False,
 ) -> TrainState:
     """The state of step 0 with these params and batch_stats."""
+    # Copied: the training step gives its arguments' memory away, and no array twice.
+    average = {name: jax.tree.map(jnp.copy, variables[name]) for name in ("params", "batch_stats")}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],
         batch_stats=variables["batch_stats"],
         opt_state=tx.init(variables["params"]),
         dynamic_scale=DynamicScale() if model.dtype == jnp.float16 else None,
+        ema_variables=average if with_ema else None,
     )

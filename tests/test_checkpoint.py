@@ -27,7 +27,8 @@ def _make_state(step: int = 1, num_classes: int = 4, *, half: bool = False) -> T
     _, opt_state = tx.update(jax.tree.map(lambda p: p * 3, params), tx.init(params), params)
     batch_stats = {"bn": {"mean": rng.standard_normal(6).astype(np.float32)}}
     scale = DynamicScale(scale=jnp.float32(2.0**20), fin_steps=jnp.int32(17)) if half else None
-    tree = (jnp.int32(step), params, batch_stats, opt_state, scale)
+    average = {"params": params, "batch_stats": batch_stats} if half else None
+    tree = (jnp.int32(step), params, batch_stats, opt_state, scale, average)
     return TrainState(*jax.tree.map(jnp.asarray, tree))
 
 

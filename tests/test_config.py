@@ -82,6 +82,12 @@ def test_unknown_key_raises(config):
         ("augment.crop_size", (), r"config\.augment\.crop_size is \[\]"),
         ("eval.image_size", (1, 2, 3), r"config\.eval\.image_size is \[1, 2, 3\]"),
         ("data.synthetic_size", (64,), r"config\.data\.synthetic_size is \[64\]"),
+        (
+            "eval.precise_bn_images",
+            7,
+            r"config\.eval\.precise_bn_images is 7; set 0 .*at least a batch, 8",
+        ),
+        ("ema_decay", 1.0, r"config\.ema_decay is 1\.0; set 0 for none, or below 1"),
         ("eval.scales", (), r"config\.eval\.scales is \(\); set positive factors"),
         ("eval.scales", (1.0, 0.0), r"config\.eval\.scales is \(1\.0, 0\.0\)"),
         ("search.num_branches", 1, r"config\.search\.num_branches is 1; set .* at least 2"),

@@ -20,7 +20,7 @@ from regseg_jax.models import RegSeg, create_model
 from regseg_jax.optim import create_learning_rate_fn, create_optimizer
 from regseg_jax.sharding import replicate, shard_batch
 from regseg_jax.steps import AugmentFn, create_eval_step, create_score_fn, create_train_step
-from regseg_jax.train_state import TrainState, create_train_state
+from regseg_jax.train_state import TrainState, create_train_state, start_from
 
 TX = create_optimizer(1e-4)
 LEARNING_RATE_FN = create_learning_rate_fn(0.05, 10, 2)
@@ -256,6 +256,52 @@ def test_eval_step_scores_at_the_labels_size_and_ignores(small_model, initial_st
     assert matrix.matrix.sum() == scored.sum() < labels.size
 
 
+class _LinearModel:
+    """Logits and statistics that are one product with the image."""
+
+    dtype = jnp.float32
+
+    def apply(self, variables: dict, images: Array, *, train: bool, mutable: list[str]) -> Any:
+        assert train
+        assert mutable == ["batch_stats"]
+        mean = variables["batch_stats"]["mean"]
+        stats = {"mean": mean + 0.1 * (images.mean((0, 1, 2)) - mean)}
+        return images @ variables["params"]["classifier"]["kernel"], {"batch_stats": stats}
+
+
+def test_the_average_follows_weights_and_statistics(batch):
+    tx = create_optimizer(0.0)
+    step = create_train_step(
+        _LinearModel(),
+        tx,
+        lambda step: 0.5,
+        cross_entropy,
+        lambda images, labels, rng: (images / 255, labels.astype(jnp.int32)),
+        jax.random.key(0),
+        ema_decay=0.25,
+    )
+    kernel = np.random.default_rng(0).standard_normal((3, 11)).astype(np.float32)
+    variables = {
+        "params": {"classifier": {"kernel": kernel}},
+        "batch_stats": {"mean": np.zeros(3, np.float32)},
+    }
+    state = start_from(_LinearModel(), tx, variables, with_ema=True)
+    step, expected = jax.jit(step, donate_argnums=0), variables
+    for decay in (1 / 10, 2 / 11, 0.25, 0.25):  # (1 + t) / (10 + t), then the one asked for
+        state, _ = step(state, batch)
+        expected = jax.tree.map(
+            lambda average, new, d=decay: d * average + (1 - d) * new, expected, state.variables
+        )
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-5), state.ema_variables, expected
+    )
+    for average, new in zip(
+        jax.tree.leaves(expected), jax.tree.leaves(state.variables), strict=True
+    ):
+        assert np.abs(average - new).max() > 1e-4
+    assert start_from(_LinearModel(), tx, variables).ema_variables is None
+
+
 class _MeanModel:
     """Logits that depend on the left neighbour: a mirrored image gives others."""
 
@@ -270,7 +316,8 @@ def test_scores_over_scales_and_mirrored_images_are_mean_probabilities():
     model, size = _MeanModel(), (16, 24)
 
     def score(images: np.ndarray, **options: Any) -> Array:
-        return create_score_fn(model, lambda x: x, **options)(2.0, images, size)
+        score_fn = create_score_fn(model, lambda x: x, **options)
+        return jax.jit(score_fn, static_argnums=2)(2.0, images, size)
 
     def upsample(x: Array) -> Array:
         return jax.image.resize(x, (2, *size, 3), "bilinear")

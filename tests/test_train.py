@@ -203,3 +203,23 @@ def test_a_run_starts_from_another_once(whole_run, tmp_path):
     shutil.rmtree(other)
     _, err = finish(start(tmp_path / "run", *overrides))  # from its own checkpoint
     assert "loaded" not in err
+
+
+@pytest.mark.slow
+def test_with_every_option_a_killed_run_ends_bit_identical(tmp_path):
+    options = ("ema_decay=0.9", "augment.rand_augment_num_ops=2", "optimizer.schedule=cosine")
+    options += ("eval.precise_bn_images=8", "eval.num_worst=2", "eval.flip=1", "precision=float16")
+    out, _ = finish(start(tmp_path / "whole", *options))
+    assert "worst images" in out
+    records = [
+        json.loads(line) for line in (tmp_path / "whole/metrics.jsonl").read_text().splitlines()
+    ]
+    assert [r["step"] for r in records if "val_ema/mean_iou" in r] == [6, 12]
+    pictures = {path.name for path in (tmp_path / "whole/pictures").iterdir()}
+    assert sum(name.startswith("val_worst_1") for name in pictures) == 2
+
+    process = start(tmp_path / "killed", *options)
+    wait_for(lambda: max(steps_saved(tmp_path / "killed"), default=0) >= 6, process)
+    kill(process)
+    finish(start(tmp_path / "killed", *options))
+    assert_same_end(tmp_path / "killed", tmp_path / "whole")
