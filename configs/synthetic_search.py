@@ -18,4 +18,5 @@ def get_config() -> ConfigDict:
     config.num_epochs = 1
     config.search.enabled = True
     config.search.warmup_steps = 60
+    config.search.tap_width = 3.0
     return config
