@@ -3,10 +3,10 @@
 The rates are parameters of the model, trained on the training loss together with the weights. They
 have an optimizer (Adam) and a learning rate of their own, stand still in a warm-up, are not
 decayed, and after each update are put back under the bound that leaves no gaps. The taps are wide
-at first and narrow as the rates move: the loss has a minimum between any two whole rates, where
-interpolation blurs, and only wide taps see past it (results/search has the numbers). A regulariser
-on cost or field of view is left out: nothing was seen that it would mend. Paper, section 3; its
-code was never published, and the method is this project's own.
+at first and narrow as the rates move, for with narrow ones planted rates were not found: searches
+stopped between whole rates, where interpolation blurs (results/search). A regulariser on cost or
+field of view was not tried. Paper, section 3; its code was never published, and the method is this
+project's own.
 """
 
 import dataclasses
