@@ -14,8 +14,8 @@ from configs import synthetic
 def get_config() -> ConfigDict:
     """400 steps; scenes of 96 x 128 are 6 x 8 at 1/16, where a rate of 8 sees padding alone."""
     config = synthetic.get_config()
-    config.data.synthetic_train_examples = 3200
-    config.num_epochs = 1
+    config.data.synthetic_train_examples = 1600
     config.search.enabled = True
     config.search.warmup_steps = 60
+    config.search.tap_width = 3.0
     return config

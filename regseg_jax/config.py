@@ -92,6 +92,7 @@ def create_default_config() -> ConfigDict:
     config.search.initial_rate = 1  # of every branch, under the bound
     config.search.learning_rate = 0.05  # of the rates: about what one moves in a step, at most
     config.search.warmup_steps = 300  # before the rates move
+    config.search.tap_width = 4.0  # of the taps at first, in pixels at 1/16; it narrows to 1
 
     config.eval = ConfigDict()
     config.eval.image_size = ()  # images are resized to it; (): left as they are
@@ -178,6 +179,10 @@ def _validate_search(config: ConfigDict) -> None:
     if not 0 < search.learning_rate < float("inf"):
         raise ValueError(
             f"config.search.learning_rate is {search.learning_rate!r}; set a number above 0"
+        )
+    if not 1 <= search.tap_width < float("inf"):
+        raise ValueError(
+            f"config.search.tap_width is {search.tap_width!r}; set a number of at least 1"
         )
 
 

@@ -163,6 +163,7 @@ def create_rate_search(config: ConfigDict, model: RegSeg, num_steps: int) -> Rat
         config.search.learning_rate,
         config.search.warmup_steps,
         num_steps,
+        config.search.tap_width,
     )
 
 

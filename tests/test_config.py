@@ -94,6 +94,7 @@ def test_unknown_key_raises(config):
         ("search.initial_rate", 0, r"config\.search\.initial_rate is 0; set .* at least 1"),
         ("search.warmup_steps", -1, r"config\.search\.warmup_steps is -1; set a whole"),
         ("search.learning_rate", 0.0, r"config\.search\.learning_rate is 0\.0; set a number"),
+        ("search.tap_width", 0.5, r"config\.search\.tap_width is 0\.5; set .* at least 1"),
         ("data.data_dir", "", r"config\.data\.data_dir is empty; add --config\.data\.data_dir"),
     ],
 )

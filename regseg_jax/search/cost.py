@@ -45,7 +45,7 @@ def prepare_step(workload: Workload, *, searched: bool) -> tuple[Callable[[], No
         model = model.clone(dilated_conv=create_dilated_conv)
         tx = create_search_optimizer(tx)
         layers = searched_layers(model.variant.backbone)
-        apply_update = RateSearch(layers, 0.05, 0, _NUM_STEPS).apply_update
+        apply_update = RateSearch(layers, 0.05, 0, _NUM_STEPS, tap_width=4.0).apply_update
     step = create_train_step(
         model,
         tx,

@@ -30,6 +30,7 @@ from regseg_jax.files import check_new, write_json
 from regseg_jax.ops.continuous_conv import continuous_conv
 from regseg_jax.ops.conv import grouped_conv
 from regseg_jax.optim import create_learning_rate_fn
+from regseg_jax.search.rate_search import compute_tap_width
 from regseg_jax.tables import format_table
 
 PLANTED_RATES = ((1, 3), (2, 7), (4, 12))
@@ -135,8 +136,7 @@ def search(
     @jax.jit
     def train_step(params: Params, opt_state: Any, batch: tuple, step: Array) -> tuple:
         images, expected = batch
-        progress = jnp.minimum(2 * step / num_steps, 1)
-        width = tap_width ** (1 - progress)
+        width = compute_tap_width(tap_width, step / num_steps)
 
         def compute_loss(params: Params) -> Array:
             error = jnp.square(apply(params, images, width) - expected).mean()

@@ -2,14 +2,17 @@
 
 The rates are parameters of the model, trained on the training loss together with the weights. They
 have an optimizer (Adam) and a learning rate of their own, stand still in a warm-up, are not
-decayed, and after each update are put back under the bound that leaves no gaps. A regulariser on
-cost or field of view is left out: the bound already keeps early rates small. Paper, section 3;
-its code was never published, and the method is this project's own.
+decayed, and after each update are put back under the bound that leaves no gaps. The taps are wide
+at first and narrow as the rates move, for with narrow ones planted rates were not found: searches
+stopped between whole rates, where interpolation blurs (results/search). A regulariser on cost or
+field of view was not tried. Paper, section 3; its code was never published, and the method is this
+project's own.
 """
 
 import dataclasses
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -21,7 +24,7 @@ from regseg_jax import field_of_view
 from regseg_jax.field_of_view import LayerFieldOfView
 from regseg_jax.models import RegSeg, variants
 from regseg_jax.optim import create_learning_rate_fn
-from regseg_jax.search.searched_conv import RATES, create_dilated_conv
+from regseg_jax.search.searched_conv import RATES, TAP_WIDTH, create_dilated_conv
 from regseg_jax.steps import descend
 
 Params = dict[str, Any]
@@ -80,12 +83,19 @@ def clamp_rates(rates: Array, first_field_of_view: int) -> Array:
 def create_search_optimizer(
     weights_tx: optax.GradientTransformation,
 ) -> optax.GradientTransformation:
-    """Adam's direction for the rates, weights_tx for all else."""
+    """Adam's direction for the rates, none for the taps' widths, weights_tx for all else."""
+    transforms = {RATES: optax.scale_by_adam(), TAP_WIDTH: optax.set_to_zero()}
 
     def label(params: Params) -> Params:
-        return path_aware_map(lambda path, _: "rates" if path[-1] == RATES else "weights", params)
+        names = path_aware_map(lambda path, _: path[-1], params)
+        return jax.tree.map(lambda name: name if name in transforms else "weights", names)
 
-    return optax.partition({"weights": weights_tx, "rates": optax.scale_by_adam()}, label)
+    return optax.partition({"weights": weights_tx, **transforms}, label)
+
+
+def compute_tap_width(initial: float, progress: ArrayLike) -> Array:
+    """The width of the taps after that share of the search: 1 from its middle on."""
+    return initial ** (1 - jnp.clip(2 * progress, 0, 1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,12 +107,14 @@ class RateSearch:
       learning_rate: of the rates when they start to move; it falls linearly to 0 at the end.
       warmup_steps: before the rates move.
       num_steps: of the run.
+      tap_width: of the taps in the warm-up, in pixels of their features; at least 1.
     """
 
     layers: tuple[LayerFieldOfView, ...]
     learning_rate: float
     warmup_steps: int
     num_steps: int
+    tap_width: float = 1.0
 
     def learning_rate_fn(self, step: ArrayLike) -> Array:
         """The rates' learning rate at a step."""
@@ -117,19 +129,23 @@ class RateSearch:
         moved = flatten_dict(descend(params, direction, learning_rate, step))
         rates = self.get_rates(params) - self.learning_rate_fn(step) * self.get_rates(direction)
         rates = clamp_rates(rates, self.layers[0].field_of_view_before)
+        # A run starts with taps of 1; the first update, whose rates stand still, sets the width.
+        progress = (step - self.warmup_steps) / max(self.num_steps - self.warmup_steps, 1)
+        tap_width = compute_tap_width(self.tap_width, progress)
         for layer, block in zip(self.layers, rates, strict=True):
-            moved[_path(layer)] = block
+            moved[_path(layer, RATES)] = block
+            moved[_path(layer, TAP_WIDTH)] = tap_width
         return unflatten_dict(moved)
 
     def get_rates(self, params: Params) -> Array:
         """The rates among the parameters: f32[blocks, branches]."""
         flat = flatten_dict(params)
-        return jnp.stack([flat[_path(layer)] for layer in self.layers])
+        return jnp.stack([flat[_path(layer, RATES)] for layer in self.layers])
 
     def fetch_rates(self, params: Params) -> np.ndarray:
         """`get_rates` on this process alone, for logs and files."""
         flat = flatten_dict(params)
-        return np.stack([np.asarray(flat[_path(layer)]) for layer in self.layers])
+        return np.stack([np.asarray(flat[_path(layer, RATES)]) for layer in self.layers])
 
     def compute_bounds(self, rates: np.ndarray) -> np.ndarray:
         """The largest rate without gaps of each block, given the rates before it: f32[blocks]."""
@@ -154,6 +170,6 @@ class RateSearch:
         return named
 
 
-def _path(layer: LayerFieldOfView) -> tuple[str, ...]:
-    """Where a block's rates are among the parameters."""
-    return ("backbone", layer.name, "conv2", RATES)
+def _path(layer: LayerFieldOfView, name: str) -> tuple[str, ...]:
+    """Where a block's parameter of that name is."""
+    return ("backbone", layer.name, "conv2", name)

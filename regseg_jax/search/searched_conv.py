@@ -4,7 +4,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.typing import DTypeLike
 
 from regseg_jax.models.blocks import DilatedConv
@@ -12,7 +12,9 @@ from regseg_jax.models.layers import kernel_init
 from regseg_jax.models.variants import DilationRates
 from regseg_jax.ops.continuous_conv import continuous_conv
 
-RATES = "dilation_rates"  # the name of the parameter
+# The names of the parameters that fixed rates do not have.
+RATES = "dilation_rates"
+TAP_WIDTH = "tap_width"
 
 
 def create_dilated_conv(*, dilation_rates: DilationRates, **options: Any) -> nn.Module:
@@ -24,7 +26,8 @@ def create_dilated_conv(*, dilation_rates: DilationRates, **options: Any) -> nn.
 class SearchedConv(nn.Module):
     """`models.blocks.DilatedConv` with the rates as a parameter, f32[branches].
 
-    The kernels are named and shaped as there.
+    The kernels are named and shaped as there. One more parameter, the width of the taps f32[],
+    has no gradient: the search sets it (see `ops.continuous_conv`).
 
     Attributes:
       dilation_rates: where the rates start.
@@ -53,11 +56,14 @@ class SearchedConv(nn.Module):
                 f"{self.group_width}; change config.search.num_branches"
             )
         rates = self.param(RATES, lambda _: jnp.array(self.dilation_rates, jnp.float32))
+        tap_width = lax.stop_gradient(self.param(TAP_WIDTH, nn.initializers.ones, ()))
+        parts = jnp.split(x, num_branches, axis=-1)
+        features = self.features // num_branches
         outputs = [
-            _Branch(self.features // num_branches, self.group_width, self.dtype, name=f"convs_{i}")(
-                part, rates[i]
+            _Branch(features, self.group_width, self.dtype, name=f"convs_{i}")(
+                part, rates[i], tap_width
             )
-            for i, part in enumerate(jnp.split(x, num_branches, axis=-1))
+            for i, part in enumerate(parts)
         ]
         return jnp.concatenate(outputs, axis=-1)
 
@@ -70,11 +76,12 @@ class _Branch(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: Array, dilation_rate: Array) -> Array:
+    def __call__(self, x: Array, dilation_rate: Array, tap_width: Array) -> Array:
         kernel = self.param("kernel", kernel_init, (3, 3, self.group_width, self.features))
         return continuous_conv(
             x.astype(self.dtype),
             kernel.astype(self.dtype),
             dilation_rate,
             groups=x.shape[-1] // self.group_width,
+            tap_width=tap_width,
         )

@@ -84,6 +84,20 @@ def test_gradient_at_an_integer_is_the_mean_of_both_sides():
         np.testing.assert_allclose(gradient, np.mean(sides), rtol=1e-6)
 
 
+def test_wide_taps_average_what_is_around_them():
+    # A ramp has the same average; a lone pixel is felt from as far as the taps are wide.
+    ramp = np.tile(np.arange(32, dtype=np.float32)[:, None, None], (1, 1, 32, 1))
+    kernel = np.zeros((3, 3, 1, 1), np.float32)
+    kernel[2, 1] = 1
+    wide = jax.jit(lambda x: continuous_conv(x, kernel, 5.0, tap_width=4.0))
+    np.testing.assert_allclose(wide(ramp)[0, :20, :, 0], ramp[0, 5:25, :, 0])
+    pixel = np.zeros((1, 32, 32, 1), np.float32)
+    pixel[0, 12, 5] = 1
+    felt = wide(pixel)[0, :, 5, 0]
+    expected = np.maximum(0, 1 - np.abs(np.arange(32) + 5 - 12) / 4) / 4
+    np.testing.assert_allclose(felt, expected, atol=1e-6)
+
+
 def test_nothing_recompiles_as_the_rate_moves():
     x, kernel, dy = _inputs()
     gradient = jax.jit(jax.grad(_loss, (0, 1, 2)))

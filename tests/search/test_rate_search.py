@@ -13,6 +13,7 @@ from regseg_jax.optim import create_optimizer
 from regseg_jax.search.rate_search import (
     RateSearch,
     clamp_rates,
+    compute_tap_width,
     create_search_model,
     create_search_optimizer,
     searched_layers,
@@ -29,12 +30,18 @@ def search_model(small_variant) -> RegSeg:
 @pytest.fixture(scope="module")
 def rate_search(search_model) -> RateSearch:
     layers = searched_layers(search_model.variant.backbone)
-    return RateSearch(layers, learning_rate=0.5, warmup_steps=4, num_steps=14)
+    return RateSearch(layers, learning_rate=0.5, warmup_steps=4, num_steps=14, tap_width=4.0)
 
 
 def _tree(layers, rates, kernel):
     blocks = {
-        layer.name: {"conv2": {"dilation_rates": jnp.array(r), "convs_0": {"kernel": kernel}}}
+        layer.name: {
+            "conv2": {
+                "dilation_rates": jnp.array(r),
+                "tap_width": jnp.float32(1),
+                "convs_0": {"kernel": kernel},
+            }
+        }
         for layer, r in zip(layers, rates, strict=True)
     }
     return {"backbone": blocks}
@@ -104,9 +111,16 @@ def test_weights_descend_and_rates_have_their_own_step_and_bound(rate_search):
         jax.tree.map(np.testing.assert_array_equal, without_rates(moved), without_rates(expected))
         assert jax.tree.structure(moved) == jax.tree.structure(params)
         rates = rate_search.fetch_rates(moved)
+        tap_widths = [leaf for path, leaf in flatten_dict(moved).items() if "tap_width" in path]
+        np.testing.assert_allclose(tap_widths, [4, 4])
         # At step 4 the first block stays at its bound of 1, and the last rate is stopped by 3.
         expected_rates = [[1, 1], [2, 2.5]] if step == 0 else [[1, 1], [2.25, 3]]
         np.testing.assert_array_equal(rates, expected_rates)
+
+
+def test_taps_narrow_from_the_end_of_the_warm_up_to_the_middle_of_the_search():
+    widths = [float(compute_tap_width(4.0, progress)) for progress in (-1, 0, 0.25, 0.5, 1)]
+    np.testing.assert_allclose(widths, [4, 4, 2, 1, 1], rtol=1e-6)
 
 
 def test_rates_have_adam_and_no_decay_and_weights_the_runs_optimizer(rate_search):
@@ -134,6 +148,7 @@ def test_at_whole_rates_the_searched_model_is_the_fixed_one(small_variant):
     params = flatten_dict(variables["params"])
     for name, block in zip(("stage16_1", "stage16_2"), rates, strict=True):
         params["backbone", name, "conv2", "dilation_rates"] = jnp.array(block, jnp.float32)
+        params["backbone", name, "conv2", "tap_width"] = jnp.float32(1)
     params = unflatten_dict(params)
 
     def loss(model, params):
@@ -149,8 +164,9 @@ def test_at_whole_rates_the_searched_model_is_the_fixed_one(small_variant):
     for path, grad in flatten_dict(expected_grads).items():
         difference = optax.tree.norm(flat.pop(path) - grad)
         assert difference <= 1e-4 * (optax.tree.norm(grad) + 1e-3), path
-    assert {path[-1] for path in flat} == {"dilation_rates"}
-    assert all(jnp.abs(grad).max() > 0 for grad in flat.values())
+    assert {path[-1] for path in flat} == {"dilation_rates", "tap_width"}
+    for path, grad in flat.items():
+        assert (jnp.abs(grad).max() > 0) == (path[-1] == "dilation_rates"), path
 
 
 def test_a_searched_convolution_with_a_stride_is_refused():
