@@ -52,7 +52,9 @@ class PreciseBatchNorm:
         def add_batch(
             total: Any, params: Any, batch: dict[str, Array], step: Array
         ) -> dict[str, Any]:
-            images, _ = augment_fn(batch["image"], batch["label"], jax.random.fold_in(rng, step))
+            placing = {k: v for k, v in batch.items() if k not in ("image", "label")}
+            step_rng = jax.random.fold_in(rng, step)
+            images, _ = augment_fn(batch["image"], batch["label"], step_rng, **placing)
             # From statistics of 0, an update is the batch's own ones times a known factor.
             _, mutated = model.apply(
                 {"params": params, "batch_stats": jax.tree.map(jnp.zeros_like, total)},
