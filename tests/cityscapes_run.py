@@ -1,6 +1,6 @@
-"""The Cityscapes recipe for 21 steps: `python cityscapes_run.py WORKDIR DATA_DIR`.
+"""The Cityscapes recipe for 30 steps: `python cityscapes_run.py WORKDIR DATA_DIR`.
 
-It is configs/cityscapes.py but for a small model, float32 and batches of 4, which a CPU can run:
+It is configs/cityscapes.py but for a small model, float32 and batches of 2, which a CPU can run:
 sizes, crops and class-uniform sampling are the recipe's.
 """
 
@@ -21,14 +21,14 @@ def create_config(data_dir: str) -> ConfigDict:
     config = recipe.get_config()
     config.model = "small_decoder26"
     config.precision = "float32"
-    config.global_batch_size = 4
-    config.num_epochs = 3
+    config.global_batch_size = 2
+    config.num_epochs = 2
     config.log_every_steps = 1
     config.checkpoint_every_steps = 3
     config.data.data_dir = data_dir
     config.data.num_workers = 0
     config.eval.batch_size = 1
-    config.eval.every_epochs = 3
+    config.eval.every_epochs = 2
     config.eval.num_panels = 1
     return config
 

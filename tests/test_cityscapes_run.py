@@ -15,7 +15,7 @@ import pytest
 from cityscapes_tree import write_cityscapes
 
 TESTS = pathlib.Path(__file__).parent
-NUM_STEPS = 21  # 3 epochs of 20 crops anywhere and one around a centroid of each of 11 classes
+NUM_STEPS = 30  # 2 epochs of 20 crops anywhere and one around a centroid of each of 11 classes
 
 
 @pytest.fixture(scope="module")
