@@ -155,7 +155,7 @@ def search(
         batch = images[drawn], targets[drawn]
         student, opt_state, loss = train_step(student, opt_state, batch, jnp.int32(step))
         losses.append(loss)
-    rates = np.asarray(student["rates"])
+    rates = np.asarray(student["rates"], np.float64)
     return {
         "start": start,
         "tap_width": tap_width,
