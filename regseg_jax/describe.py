@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from flax import traverse_util
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
 from regseg_jax import field_of_view
+from regseg_jax.charts import render_figure
 from regseg_jax.command import run_command
 from regseg_jax.field_of_view import LayerFieldOfView
 from regseg_jax.models import RegSeg, create_model
@@ -195,9 +195,7 @@ def draw_field_of_view(
     axes.set_ylabel("pixels")
     axes.set_title(f"{name}: field of view {seen[-1]}; dilation rates below the points")
     axes.legend(loc="upper left")
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    return render_figure(figure)
 
 
 def describe(model: RegSeg, size: tuple[int, int], output: str | Path | None) -> None:

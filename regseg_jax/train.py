@@ -1,22 +1,17 @@
 """train(config, workdir): a whole run, from top to bottom."""
 
-import collections
 import contextlib
 import functools
-import math
 import os
 import pathlib
-import signal
-import threading
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from regseg_jax import config as config_lib
 from regseg_jax import run
+from regseg_jax.charts import draw_class_iou, draw_curves
 from regseg_jax.checkpoint import CheckpointManager, has_checkpoint
 from regseg_jax.data.augment import augment
 from regseg_jax.data.pipeline import ProcessShare, create_train_iterator
@@ -36,6 +31,7 @@ from regseg_jax.init_from import load_initial_weights
 from regseg_jax.metric_writer import METRICS_FILE, MetricWriter, read_metrics
 from regseg_jax.precise_bn import PreciseBatchNorm
 from regseg_jax.progress import ProgressBar
+from regseg_jax.recent_losses import RecentLosses
 from regseg_jax.search.found import save_found
 from regseg_jax.sharding import (
     create_mesh,
@@ -46,14 +42,9 @@ from regseg_jax.sharding import (
     shard_batch,
 )
 from regseg_jax.steps import create_train_step, descend
+from regseg_jax.stop_request import StopRequest
 from regseg_jax.train_state import create_train_state, start_from
-from regseg_jax.visualize import draw_class_iou, draw_curves, save_png
-
-# Steps that the host may be ahead of the device: enough to hide its work, few enough that a
-# non-finite loss is seen at once and that the time waited for input is really waited.
-_STEPS_AHEAD = 2
-# float16: a loss scale below this means that the loss itself has overflowed for good.
-_MIN_LOSS_SCALE = 2.0**-10
+from regseg_jax.visualize import save_png
 
 
 def train(config: ConfigDict, workdir: str | os.PathLike) -> Evaluation | None:
@@ -164,13 +155,13 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Evaluation | None:
     with (
         contextlib.closing(checkpoints),  # waits for what is being saved, also after an error
         create_batches(start_step=step, num_steps=num_steps) as batches,
-        _StopRequest() as stop_request,
+        StopRequest() as stop_request,
         MetricWriter(workdir, is_main_process(), resume_step=step) as writer,
         ProgressBar(
             num_steps, config.global_batch_size, start_step=step, enabled=is_main_process()
         ) as progress,
     ):
-        recent = _RecentLosses(workdir)
+        recent = RecentLosses(workdir)
         for warning in describe_gaps(model.variant.backbone):
             progress.write(warning)
         if split != config.data.eval_split:
@@ -233,75 +224,6 @@ def _check(source: Source, description: str) -> None:
     with tqdm(total=len(source), desc=description, unit="image", leave=False, disable=None) as bar:
         for _ in check_source(source):
             bar.update()
-
-
-class _RecentLosses:
-    """The metrics of the steps since the last record, read a few steps behind the device."""
-
-    def __init__(self, workdir: str | os.PathLike):
-        self._workdir = workdir
-        self._pending = collections.deque()
-        self._done: list[dict[str, float]] = []
-
-    def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        """Takes a step's metrics and waits for those of the step `_STEPS_AHEAD` before."""
-        self._pending.append((step, metrics))
-        while len(self._pending) > _STEPS_AHEAD:
-            self._read_one()
-
-    def wait(self) -> None:
-        """Waits for every step so far."""
-        while self._pending:
-            self._read_one()
-
-    def summarize(self) -> dict[str, float]:
-        """Means since the last call, and the learning rate and loss scale of the last step."""
-        self.wait()
-        done, self._done = self._done, []
-        taken = [metrics for metrics in done if not metrics["skipped"]]
-        means = {k: float(np.mean([m[k] for m in taken])) for k in ("loss", "grad_norm") if taken}
-        last = {k: done[-1][k] for k in ("learning_rate", "loss_scale")}
-        return means | last | {"skipped_steps": len(done) - len(taken)}
-
-    def _read_one(self) -> None:
-        step, metrics = self._pending.popleft()
-        metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        finite = math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])
-        overflowed = metrics["skipped"] and metrics["loss_scale"] < _MIN_LOSS_SCALE
-        if (not finite and not metrics["skipped"]) or overflowed:
-            raise FloatingPointError(
-                f"the loss of step {step} is {metrics['loss']} (gradient norm "
-                f"{metrics['grad_norm']}); the last good checkpoint is kept in {self._workdir}. "
-                "Lower config.optimizer.learning_rate, lengthen the warm-up, or use "
-                "config.precision=float32"
-            )
-        self._done.append(metrics)
-
-
-class _StopRequest:
-    """Turns SIGTERM into a flag; with several processes, into a step that they agree on."""
-
-    def __init__(self):
-        self._requested = False
-        self._previous = None
-
-    def __enter__(self) -> "_StopRequest":
-        if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGTERM, self._request)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
-
-    def _request(self, *_: object) -> None:
-        self._requested = True
-
-    def agreed(self, step: int) -> bool:
-        """Whether to stop after this step."""
-        if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(step)
-        return self._requested
 
 
 def _report(

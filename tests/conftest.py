@@ -33,7 +33,12 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes minutes; needs --run-slow")
 
 
+# Files that take minutes come first, so that no worker is left alone with one at the end.
+LONGEST_FILES = ("test_train.py", "test_steps.py", "test_parity.py", "test_benchmark.py")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONGEST_FILES)
     if not config.getoption("--run-slow"):
         for item in items:
             if item.get_closest_marker("slow"):

@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict, config_flags
 from PIL import Image
 
+from regseg_jax.charts import render_figure
 from regseg_jax.command import run_command
 from regseg_jax.config import check_same_run, load_config, validate_config
 from regseg_jax.environment import describe_environment
@@ -31,7 +32,7 @@ from regseg_jax.models import variants
 from regseg_jax.search.rate_search import searched_layers
 from regseg_jax.tables import format_table
 from regseg_jax.train import train
-from regseg_jax.visualize import render_figure, save_png
+from regseg_jax.visualize import save_png
 
 RATES = ("searched", "hand-tuned", "random")
 
