@@ -157,6 +157,7 @@ def test_sigterm_saves_and_goes_on(whole_run, tmp_path):
     assert_same_end(tmp_path, whole_run)
 
 
+@pytest.mark.slow
 def test_scores_of_images_that_were_trained_on_are_named_so(tmp_path):
     _, err = finish(start(tmp_path, "data.eval_split=train", "num_epochs=1"))
     assert "the train images are trained on" in err

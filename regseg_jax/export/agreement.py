@@ -1,6 +1,6 @@
 """Runs a trained model in every form it can be exported to and compares the logits with JAX's.
 
-python -m regseg_jax.export.compare --workdir=RUN --output=agreement.json IMAGE_OR_FOLDER ...
+python -m regseg_jax.export.agreement --workdir=RUN --output=agreement.json IMAGE_OR_FOLDER ...
 """
 
 import functools
@@ -145,4 +145,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "The run whose best checkpoint is compared.")
     flags.DEFINE_string("output", None, "JSON file to write; else none.")
     flags.mark_flags_as_required(["workdir"])
-    run_command(main, "regseg_jax.export.compare")
+    run_command(main, "regseg_jax.export.agreement")

@@ -3,7 +3,7 @@ import pytest
 import small_import
 from PIL import Image
 
-from regseg_jax.export import compare, torch_format
+from regseg_jax.export import agreement, torch_format
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -25,7 +25,7 @@ def image(tmp_path):
 
 
 def test_every_form_agrees_and_a_wrong_one_is_seen(workdir, image, monkeypatch):
-    rows = {row["form"]: row for row in compare.compare(workdir, [image])}
+    rows = {row["form"]: row for row in agreement.compare(workdir, [image])}
     assert list(rows) == ["PyTorch", "PyTorch, batch norm folded", "ONNX Runtime", "StableHLO"]
     assert all(0 <= row["max_difference_in_deviations"] < 1e-4 for row in rows.values())
     assert all(row["differing_pixels"] < 1e-3 for row in rows.values())
@@ -38,6 +38,6 @@ def test_every_form_agrees_and_a_wrong_one_is_seen(workdir, image, monkeypatch):
         return model
 
     monkeypatch.setattr(torch_format, "create_trained_torch_model", create_wrong_model)
-    rows = {row["form"]: row for row in compare.compare(workdir, [image])}
+    rows = {row["form"]: row for row in agreement.compare(workdir, [image])}
     assert rows["PyTorch"]["max_difference_in_deviations"] > 0.01
     assert rows["StableHLO"]["max_difference_in_deviations"] < 1e-4
