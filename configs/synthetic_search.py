@@ -12,7 +12,7 @@ from configs import synthetic
 
 
 def get_config() -> ConfigDict:
-    """400 steps; scenes of 96 x 128 are 6 x 8 at 1/16, where a rate of 8 sees padding alone."""
+    """800 steps; scenes of 96 x 128 are 6 x 8 at 1/16, where a rate of 8 sees padding alone."""
     config = synthetic.get_config()
     config.data.synthetic_train_examples = 1600
     config.search.enabled = True
