@@ -111,7 +111,7 @@ def draw_rates(records: Sequence[dict], block_names: Sequence[str]) -> Image.Ima
         axes.axis("off")
     grid[0, 0].set_yscale("log", base=2)
     grid[0, 0].yaxis.set_major_formatter("{x:g}")
-    grid[0, 0].set_ylim(0.9, 1.5 * highest)  # later bounds are many times what rates reach
+    grid[0, 0].set_ylim(0.9, 2 * highest)  # later bounds are many times what rates reach
     grid[0, 0].legend(fontsize=8)
     figure.supxlabel("step")
     figure.supylabel("dilation rate")
