@@ -11,14 +11,14 @@ from regseg_jax.config import create_default_config
 
 
 def get_config() -> ConfigDict:
-    """900 steps on scenes of 96 x 128; scored 78.7 % mean IoU on 100 unseen scenes.
+    """1850 steps on scenes of 96 x 128, 80 % mean IoU and more on 100 unseen scenes.
 
     The figures are this project's own but for those that it leaves at the paper's.
     """
     config = create_default_config()
     config.data.source = "synthetic"
     config.data.synthetic_size = (96, 128)
-    config.data.synthetic_train_examples = 4000
+    config.data.synthetic_train_examples = 3700
     config.data.synthetic_eval_examples = 100
     config.data.num_workers = 0  # a thread draws faster than the CPU trains
     config.global_batch_size = 4  # twice the steps of 8 in little more time
