@@ -8,13 +8,12 @@
 
 from ml_collections import ConfigDict
 
-from regseg_jax.config import create_default_config
+from configs import cityscapes
 
 
 def get_config() -> ConfigDict:
     """100 epochs, a tenth of the paper's training; the rates move after its warm-up."""
-    config = create_default_config()
-    config.data.source = "cityscapes"
+    config = cityscapes.get_config()
     config.num_epochs = 100
     config.search.enabled = True
     config.search.learning_rate = 0.01  # 37,100 steps
