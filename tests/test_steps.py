@@ -168,6 +168,14 @@ def test_same_steps_on_any_number_of_devices(run_in_float64, num_devices):
     assert all(leaf.sharding.is_fully_replicated for leaf in leaves)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("num_devices", [2, 8])
+def test_same_loss_in_float32(step, initial_state, batch, on_one_device, num_devices):
+    mesh = _mesh(num_devices)
+    _, history = _run(step, _copy(initial_state, mesh), shard_batch(batch, mesh), 1)
+    np.testing.assert_allclose(history[0]["loss"], on_one_device[1][0]["loss"], rtol=1e-5)
+
+
 def test_the_state_is_donated(step, initial_state, batch, on_one_device):
     state = _copy(initial_state)
     next_state, metrics = step(state, shard_batch(batch, _mesh(1)))
