@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from regseg_jax.data.classes import ClassTable
 from regseg_jax.data.sources import Source
+from regseg_jax.files import replacing
 
 # The PNG text that says which checkpoint a file is of.
 _CHECKPOINT = "checkpoint"
@@ -104,9 +105,5 @@ def _is_done(path: pathlib.Path, size: tuple[int, int], fingerprint: str) -> boo
 def _save(label_ids: np.ndarray, path: pathlib.Path, fingerprint: str) -> None:
     info = PngImagePlugin.PngInfo()
     info.add_text(_CHECKPOINT, fingerprint)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        Image.fromarray(label_ids).save(temporary, format="PNG", pnginfo=info)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as partial:
+        Image.fromarray(label_ids).save(partial, format="PNG", pnginfo=info)
