@@ -28,8 +28,6 @@ from regseg_jax.data.classes import IGNORE_LABEL
 from regseg_jax.data.sources import FolderSource
 from regseg_jax.tables import format_table
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, a file of configs/.")
-_NUM_IMAGES = flags.DEFINE_integer("num_images", 40, "Images that each way is timed on.")
 _MAGNITUDE = 0.2  # of RandAugment in the paper's recipe
 
 
@@ -117,7 +115,8 @@ def compare(source: FolderSource, config: AugmentConfig, num_images: int) -> dic
 
 def main(argv: list[str]) -> None:
     """Prints the table."""
-    config = _CONFIG.value
+    values = flags.FLAGS
+    config = values.config
     validate_config(config)
     source = run.create_source(config, config.data.train_split)
     if not isinstance(source, FolderSource):
@@ -125,7 +124,7 @@ def main(argv: list[str]) -> None:
             f"config.data.source is {config.data.source!r}, which is no folder of image files; use "
             "camvid, cityscapes or folder"
         )
-    rates = compare(source, run.create_augment_config(config), _NUM_IMAGES.value)
+    rates = compare(source, run.create_augment_config(config), values.num_images)
     base = next(iter(rates.values()))
     rows = [
         (name, f"{rate:.1f}", f"{1000 / rate:.1f}", f"{rate / base:.1f}")
@@ -135,5 +134,7 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", None, "The recipe, a file of configs/.")
+    flags.DEFINE_integer("num_images", 40, "Images that each way is timed on.")
     flags.mark_flags_as_required(["config"])
     run_command(main, "regseg_jax.input_benchmark")

@@ -25,14 +25,6 @@ from regseg_jax.data.sources import list_images, load_image
 from regseg_jax.submission import check_whole, compute_fingerprint, write_label_ids
 from regseg_jax.visualize import draw_overlay, save_png
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "The run whose best checkpoint is used.")
-_SPLIT = flags.DEFINE_string("split", None, "Write label ids for this split of the data set.")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Where --split is; else where the run had it.")
-_EMA = flags.DEFINE_bool("ema", False, "Use the weights averaged over the steps.")
-_FLIP = flags.DEFINE_bool("flip", None, "Average with the mirrored image; else as the run's.")
-_SCALES = flags.DEFINE_list("scales", None, "Average over these scales; else as the run's.")
-_OUTPUT = flags.DEFINE_string("output", None, "The folder that the pictures are written to.")
-
 
 @dataclasses.dataclass(frozen=True)
 class Options:
@@ -174,20 +166,28 @@ def to_palette_image(prediction: np.ndarray, class_table: ClassTable) -> Image.I
 
 def main(argv: list[str]) -> None:
     """Predicts and prints where the pictures are."""
-    scales = tuple(map(float, _SCALES.value)) if _SCALES.value else None
-    options = Options(_EMA.value, _FLIP.value, scales)
-    if _SPLIT.value:
+    values = flags.FLAGS
+    scales = tuple(map(float, values.scales)) if values.scales else None
+    options = Options(values.ema, values.flip, scales)
+    if values.split:
         if argv:
             raise ValueError(f"--split takes no images, but {argv} are given; leave out either")
         written = predict_split(
-            _WORKDIR.value, _SPLIT.value, _OUTPUT.value, _DATA_DIR.value, options
+            values.workdir, values.split, values.output, values.data_dir, options
         )
-        print(f"{_OUTPUT.value} holds the label ids of {len(written)} images")
+        print(f"{values.output} holds the label ids of {len(written)} images")
         return
-    written = predict(_WORKDIR.value, argv, _OUTPUT.value, options)
-    print(f"wrote {len(written) // 2} class maps and overlays to {_OUTPUT.value}")
+    written = predict(values.workdir, argv, values.output, options)
+    print(f"wrote {len(written) // 2} class maps and overlays to {values.output}")
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string("workdir", None, "The run whose best checkpoint is used.")
+    flags.DEFINE_string("split", None, "Write label ids for this split of the data set.")
+    flags.DEFINE_string("data_dir", None, "Where --split is; else where the run had it.")
+    flags.DEFINE_bool("ema", False, "Use the weights averaged over the steps.")
+    flags.DEFINE_bool("flip", None, "Average with the mirrored image; else as the run's.")
+    flags.DEFINE_list("scales", None, "Average over these scales; else as the run's.")
+    flags.DEFINE_string("output", None, "The folder that the pictures are written to.")
     flags.mark_flags_as_required(["workdir", "output"])
     run_command(main, "regseg_jax.predict")

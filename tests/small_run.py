@@ -5,6 +5,10 @@ into the table here.
 """
 
 import os
+import sys
+
+# Training never needs PyTorch, which some libraries import where they find it, for seconds.
+sys.modules["torch"] = None
 
 from ml_collections import ConfigDict
 

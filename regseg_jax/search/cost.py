@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from absl import flags
 from tqdm import tqdm
 
-from regseg_jax.benchmark import Workload, create_workload
+from regseg_jax.benchmark.workload import Workload, create_workload
 from regseg_jax.command import run_command
 from regseg_jax.describe import parse_size
 from regseg_jax.environment import describe_environment

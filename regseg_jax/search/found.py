@@ -95,7 +95,6 @@ def draw_rates(records: Sequence[dict], block_names: Sequence[str]) -> Image.Ima
     rows = math.ceil(len(block_names) / columns)
     figure = Figure(figsize=(3.5 * columns, 2.4 * rows + 0.6), dpi=100, layout="constrained")
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    highest = 2.0
     for axes, name in zip(grid.flat, block_names, strict=False):
         bounds = [record[f"search/{name}/bound"] for record in records]
         axes.plot(steps, bounds, "--", color="black", linewidth=1, label="bound")
@@ -104,14 +103,13 @@ def draw_rates(records: Sequence[dict], block_names: Sequence[str]) -> Image.Ima
             if np.isfinite(rates).any():
                 axes.plot(steps, rates, color=color, label=f"branch {i + 1}")
                 axes.annotate(f" {rates[-1]:.1f}", (steps[-1], rates[-1]), va="center", fontsize=9)
-                highest = max(highest, *rates)
         axes.set_title(name, fontsize=10)
         axes.grid(alpha=0.3)
     for axes in grid.flat[len(block_names) :]:
         axes.axis("off")
     grid[0, 0].set_yscale("log", base=2)
     grid[0, 0].yaxis.set_major_formatter("{x:g}")
-    grid[0, 0].set_ylim(0.9, 2 * highest)  # later bounds are many times what rates reach
+    grid[0, 0].set_ylim(bottom=0.9)
     grid[0, 0].legend(fontsize=8)
     figure.supxlabel("step")
     figure.supylabel("dilation rate")

@@ -273,7 +273,7 @@ def test_same_batch_on_eight_devices(batch):
     sharding = NamedSharding(mesh, PartitionSpec("data"))
     pixels, labels = AUGMENT(*jax.device_put(batch, sharding), jax.random.key(5))
     np.testing.assert_array_equal(labels, expected[1])
-    np.testing.assert_allclose(pixels, expected[0], atol=1e-5)
+    np.testing.assert_allclose(pixels, expected[0], atol=3e-5)
     assert len(pixels.sharding.device_set) == 8
 
 
