@@ -19,7 +19,7 @@ def create_config(data_dir: str) -> ConfigDict:
     recipe = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(recipe)
     config = recipe.get_config()
-    config.model = "small_decoder26"
+    config.model = "small_decoder12"
     config.precision = "float32"
     config.global_batch_size = 2
     config.num_epochs = 2

@@ -34,7 +34,7 @@ variants.BACKBONES["smalldilated"] = variants.Backbone(  # two blocks more, whos
 def create_small_config() -> ConfigDict:
     """12 steps of 4 scenes, a checkpoint every 3, an evaluation every 6."""
     config = create_default_config()
-    config.model = "small_decoder26"
+    config.model = "small_decoder12"
     config.global_batch_size = 4
     config.num_epochs = 2
     config.log_every_steps = 2

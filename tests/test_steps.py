@@ -17,6 +17,7 @@ from regseg_jax.data.augment import AugmentConfig, augment, normalize
 from regseg_jax.export.torch_weights import from_torch, to_torch
 from regseg_jax.losses import cross_entropy
 from regseg_jax.models import RegSeg, create_model
+from regseg_jax.models.variants import Variant
 from regseg_jax.optim import create_learning_rate_fn, create_optimizer
 from regseg_jax.sharding import replicate, shard_batch
 from regseg_jax.steps import AugmentFn, create_eval_step, create_score_fn, create_train_step
@@ -32,6 +33,12 @@ Step = Callable[[TrainState, dict[str, Array]], tuple[TrainState, dict[str, Arra
 
 
 @pytest.fixture(scope="module")
+def model(small_variant) -> RegSeg:
+    """The small backbone with the smallest decoder, for training steps take long to compile."""
+    return RegSeg(Variant("small_decoder12", small_variant.backbone, "decoder12"), num_classes=11)
+
+
+@pytest.fixture(scope="module")
 def batch() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 11, (8, 6, 8), np.uint8).repeat(8, axis=1).repeat(8, axis=2)
@@ -41,9 +48,9 @@ def batch() -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def initial_state(small_model) -> TrainState:
+def initial_state(model) -> TrainState:
     """As `create_train_state` makes it, in numpy: nothing to compile, and no step can donate it."""
-    shapes = jax.eval_shape(lambda: create_train_state(small_model, TX, jax.random.key(0)))
+    shapes = jax.eval_shape(lambda: create_train_state(model, TX, jax.random.key(0)))
     rng = np.random.default_rng(0)
 
     def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
@@ -85,9 +92,9 @@ def _run(step: Step, state: TrainState, batch: dict[str, Array], num_steps: int)
 
 
 @pytest.fixture(scope="module")
-def step(small_model) -> Step:
+def step(model) -> Step:
     """In float32."""
-    return _compile_step(small_model)
+    return _compile_step(model)
 
 
 @pytest.fixture(scope="module")
@@ -99,11 +106,11 @@ def _flat(tree: Any) -> np.ndarray:
     return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(jax.device_get(tree))])
 
 
-def test_shapes_of_the_initial_state(small_model):
+def test_shapes_of_the_initial_state(model):
     def shapes(model: RegSeg) -> TrainState:
         return jax.eval_shape(lambda: create_train_state(model, TX, jax.random.key(0)))
 
-    full, half = shapes(small_model), shapes(small_model.clone(dtype=jnp.float16))
+    full, half = shapes(model), shapes(model.clone(dtype=jnp.float16))
     assert full.step.dtype == jnp.int32
     assert full.dynamic_scale is None
     assert half.dynamic_scale.scale.shape == ()
@@ -127,7 +134,7 @@ def test_a_step_changes_what_it_should(initial_state, on_one_device):
 
 
 @pytest.fixture(scope="module")
-def run_in_float64(small_model, initial_state, batch) -> Callable[[int], Any]:
+def run_in_float64(model, initial_state, batch) -> Callable[[int], Any]:
     """Three steps on a number of devices, in float64 and without augmentation.
 
     In float32 three steps blow the rounding of another order of summation up to 1e-3, and an
@@ -144,7 +151,7 @@ def run_in_float64(small_model, initial_state, batch) -> Callable[[int], Any]:
     def run(num_devices: int) -> Any:
         mesh = _mesh(num_devices)
         with jax.enable_x64(True):
-            step = _compile_step(small_model.clone(dtype=jnp.float64), normalize_only)
+            step = _compile_step(model.clone(dtype=jnp.float64), normalize_only)
             state = _copy(jax.tree.map(widen, initial_state), mesh)
             return _run(step, state, shard_batch(batch, mesh), 3)
 
@@ -184,8 +191,8 @@ def test_the_state_is_donated(step, initial_state, batch, on_one_device):
     assert metrics["loss"] == on_one_device[1][0]["loss"]
 
 
-def test_bfloat16_is_near_float32(small_model, initial_state, batch, on_one_device):
-    step = _compile_step(small_model.clone(dtype=jnp.bfloat16))
+def test_bfloat16_is_near_float32(model, initial_state, batch, on_one_device):
+    step = _compile_step(model.clone(dtype=jnp.bfloat16))
     state, history = _run(step, _copy(initial_state), shard_batch(batch, _mesh(1)), 3)
     losses = [metrics["loss"] for metrics in history]
     expected = [metrics["loss"] for metrics in on_one_device[1]]
@@ -195,8 +202,8 @@ def test_bfloat16_is_near_float32(small_model, initial_state, batch, on_one_devi
 
 
 @pytest.fixture(scope="module")
-def half_step(small_model) -> Step:
-    return _compile_step(small_model.clone(dtype=jnp.float16))
+def half_step(model) -> Step:
+    return _compile_step(model.clone(dtype=jnp.float16))
 
 
 def _with_scale(state: TrainState, scale: float) -> TrainState:
@@ -239,14 +246,14 @@ def test_overflow_changes_nothing_but_scale_and_step(half_step, initial_state, b
     assert np.isfinite(_flat(state)).all()
 
 
-def test_eval_step_scores_at_the_labels_size_and_ignores(small_model, initial_state, batch):
+def test_eval_step_scores_at_the_labels_size_and_ignores(model, initial_state, batch):
     def preprocess(images: Array) -> Array:
         return normalize(images[:, ::2, ::2])  # the model sees another size than the labels'
 
     labels = batch["label"].copy()
     labels[-1] = 255  # a whole image, as evaluation's fillers are
     eval_step = jax.jit(
-        create_eval_step(small_model, create_score_fn(small_model, preprocess)),
+        create_eval_step(model, create_score_fn(model, preprocess)),
         compiler_options=QUICK_COMPILATION,
     )
     mesh = _mesh(8)

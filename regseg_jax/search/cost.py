@@ -53,7 +53,7 @@ def prepare_step(workload: Workload, *, searched: bool) -> tuple[Callable[[], No
         cross_entropy,
         lambda images, labels, rng: (images, labels),
         jax.random.key(0),
-        apply_update,
+        apply_update=apply_update,
     )
     state = jax.jit(lambda rng: create_train_state(model, tx, rng))(jax.random.key(0))
     batch = {"image": jnp.array(workload.images), "label": jnp.array(workload.labels)}

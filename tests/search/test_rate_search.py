@@ -138,11 +138,12 @@ def test_at_whole_rates_the_searched_model_is_the_fixed_one(small_variant):
     rates = [[1, 1], [2, 3]]
     fixed = RegSeg(
         variants.Variant(
-            "fixed", variants.replace_dilation_rates(small_variant.backbone, rates), "decoder26"
+            "fixed", variants.replace_dilation_rates(small_variant.backbone, rates), "decoder12"
         ),
         num_classes=11,
     )
-    searched = create_search_model(small_variant, 11, jnp.float32, num_branches=2, initial_rate=1)
+    variant = variants.Variant("small_decoder12", small_variant.backbone, "decoder12")
+    searched = create_search_model(variant, 11, jnp.float32, num_branches=2, initial_rate=1)
     images = jax.random.normal(jax.random.key(0), (2, 64, 96, 3))
     variables = jax.jit(functools.partial(fixed.init, train=False))(jax.random.key(1), images)
     params = flatten_dict(variables["params"])
