@@ -13,7 +13,7 @@ from regseg_jax.models import variants
 
 NAME = "small_decoder26"
 NUM_CLASSES = 11
-_STAGES = (("stage4", ((16, (1,)),)), ("stage8", ((16, (1,)),)), ("stage16", ((32, (1, 2)),)))
+_STAGES = (("stage4", ((16, (1,)),)), ("stage8", ((32, (1,)),)), ("stage16", ((32, (1, 2)),)))
 
 
 @contextlib.contextmanager

@@ -31,6 +31,7 @@ from regseg_jax.export.torch_forms import (
 )
 from regseg_jax.export.torch_model import (
     create_torch_model,
+    load_metadata,
     load_state_dict_file,
     load_weights,
 )
@@ -140,6 +141,7 @@ def benchmark_size(
             if form.compiled and skip_compile:
                 continue
             row = {"size": list(size), "precision": precision, "form": str(form)}
+            _show_progress(f"timing {size[0]} x {size[1]}, {precision}, {form}")
             try:
                 row |= _benchmark_form(
                     model, form, precision, images, reference, num_warmup, num_runs
@@ -149,7 +151,14 @@ def benchmark_size(
             if device.type == "cuda":
                 torch.cuda.empty_cache()
             rows.append(row)
+    _show_progress("")
     return rows
+
+
+def _show_progress(text: str) -> None:
+    """Replaces the terminal's last line; tqdm may not be there."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
 
 def _benchmark_form(
@@ -230,10 +239,15 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--weights", help="PyTorch file of `regseg_jax.export`; else random weights")
-    add("--model", default="exp48_decoder26", help="BACKBONE_DECODER, or an alias")
-    add("--num_classes", type=int, default=19, help="of the weights")
+    add("--model", help="BACKBONE_DECODER, or an alias; else as the file says, or exp48_decoder26")
+    add("--num_classes", type=int, help="of the weights; else as the file says, or 19")
     add("--size", type=_size, action="append", help="HEIGHT,WIDTH; may be given several times")
-    add("--precisions", type=_precisions, help="float32, bfloat16, float16; with commas between")
+    add(
+        "--precisions",
+        type=_precisions,
+        help="float32, bfloat16, float16; with commas between: "
+        "else float32, and on a GPU float16 too",
+    )
     add("--num_warmup", type=int, help="untimed runs: 10 on a GPU, 2 on the CPU")
     add("--num_runs", type=int, help="timed runs: 100 on a GPU, 10 on the CPU")
     add("--skip_compile", action="store_true", help="leave out torch.compile, which takes minutes")
@@ -257,26 +271,30 @@ def run(arguments: argparse.Namespace) -> None:
     num_runs = (100 if on_gpu else 10) if arguments.num_runs is None else arguments.num_runs
     if num_runs < 2 or num_warmup < 0:
         raise ValueError(f"--num_runs={num_runs} --num_warmup={num_warmup}: at least 2 and 0")
-    precisions = arguments.precisions or ["float32", "float16" if on_gpu else "bfloat16"]
+    # Processors without bfloat16 instructions take ten times as long in it as in float32.
+    precisions = arguments.precisions or (["float32", "float16"] if on_gpu else ["float32"])
 
+    metadata = load_metadata(arguments.weights) if arguments.weights else {}
+    name = arguments.model or metadata.get("name", "exp48_decoder26")
+    num_classes = arguments.num_classes or metadata.get("num_classes", 19)
     if arguments.weights:
-        model = create_torch_model(arguments.model, arguments.num_classes).eval()
+        model = create_torch_model(name, num_classes).eval()
         load_weights(model, load_state_dict_file(arguments.weights))
     else:
-        model = create_random_model(arguments.model, arguments.num_classes)
+        model = create_random_model(name, num_classes)
     model.to(device)
     tune_convolutions()
 
     content = {
         **describe_run(),
-        **{"model": arguments.model, "num_classes": arguments.num_classes},
+        **{"model": name, "num_classes": num_classes},
         **{"weights": arguments.weights or "random", "batch_size": 1},
         **{"num_warmup": num_warmup, "num_runs": num_runs},
         **{"hardware": describe_hardware(device), "versions": describe_versions()},
         **{"rows": [], "paper_fps_on_t4": {}, "trtexec": {}},
     }
     hardware, versions = content["hardware"], content["versions"]
-    print(f"{arguments.model}, {content['weights']} weights, batch 1, {num_runs} runs")
+    print(f"{name}, {content['weights']} weights, batch 1, {num_runs} runs")
     print(f"{hardware['gpu'] or hardware['cpu']}, {versions}")
     if not on_gpu:
         print("No GPU is used: these are the CPU's times, not to be compared with the paper's.")
@@ -284,10 +302,10 @@ def run(arguments: argparse.Namespace) -> None:
         rows = benchmark_size(model, size, precisions, num_warmup, num_runs, arguments.skip_compile)
         print(f"\n{size[0]} x {size[1]} (paper: FPS on a T4, mixed precision)\n{format_rows(rows)}")
         content["rows"] += rows
-        name = f"{size[0]}x{size[1]}"
+        key = f"{size[0]}x{size[1]}"
         if size in PAPER_FPS:
-            content["paper_fps_on_t4"][name] = dict(zip(("v3", "v2"), PAPER_FPS[size], strict=True))
-        content["trtexec"][name] = format_trtexec(size)
+            content["paper_fps_on_t4"][key] = dict(zip(("v3", "v2"), PAPER_FPS[size], strict=True))
+        content["trtexec"][key] = format_trtexec(size)
     print("\nTensorRT, apart from the above (the ONNX file by `python -m regseg_jax.export`):")
     print("\n".join(content["trtexec"].values()))
     if arguments.output:

@@ -10,7 +10,7 @@ import copy
 import functools
 from collections.abc import Callable, Mapping
 from os import PathLike
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -596,20 +596,7 @@ def load_state_dict_file(path: str | PathLike) -> dict[str, Tensor]:
       ValueError: if it is no PyTorch file, holds other objects, has no state dict, or a tensor
         in it is not finite.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # damaged files raise anything, KeyError and EOFError included
-        if "GLOBAL" in str(error):
-            raise ValueError(
-                f"{path} holds Python objects besides tensors, which could run code when read; "
-                "save the state dict alone: torch.save(model.state_dict(), path)"
-            ) from error
-        raise ValueError(
-            f"{path} is no PyTorch file, or a damaged one; write it with torch.save"
-        ) from error
-
+    content = _load(path)
     if isinstance(content, Mapping):
         content = content.get("model", content)
     if not (
@@ -629,6 +616,37 @@ def load_state_dict_file(path: str | PathLike) -> dict[str, Tensor]:
             "use an earlier checkpoint"
         )
     return dict(content)
+
+
+def load_metadata(path: str | PathLike) -> dict[str, Any]:
+    """What `regseg_jax.export` wrote beside the state dict: name, num_classes and others.
+
+    Returns:
+      Nothing for files that others wrote.
+
+    Raises:
+      OSError, ValueError: as `load_state_dict_file`.
+    """
+    content = _load(path)
+    if not isinstance(content, Mapping) or "model" not in content:
+        return {}
+    return {key: value for key, value in content.items() if key != "model"}
+
+
+def _load(path: str | PathLike) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # damaged files raise anything, KeyError and EOFError included
+        if "GLOBAL" in str(error):
+            raise ValueError(
+                f"{path} holds Python objects besides tensors, which could run code when read; "
+                "save the state dict alone: torch.save(model.state_dict(), path)"
+            ) from error
+        raise ValueError(
+            f"{path} is no PyTorch file, or a damaged one; write it with torch.save"
+        ) from error
 
 
 def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:

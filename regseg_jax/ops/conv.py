@@ -122,7 +122,9 @@ def _conv_gradients(x: Array, kernel: Array, dy: Array, geometry: _Geometry) -> 
 def _matmul(x: Array, kernel: Array, geometry: _Geometry) -> Array:
     if geometry.groups > 1:
         pixels = x.shape[0] * -(-x.shape[1] // geometry.stride) * -(-x.shape[2] // geometry.stride)
-        return (_rows_conv if pixels <= _ROWS_MAX_PIXELS else _split_conv)(x, kernel, geometry)
+        # A batch or size that `jax.export` leaves open is no number.
+        few = isinstance(pixels, int) and pixels <= _ROWS_MAX_PIXELS
+        return (_rows_conv if few else _split_conv)(x, kernel, geometry)
     if kernel.shape[0] == 1:
         x = x[:, :: geometry.stride, :: geometry.stride]
         return jnp.einsum("bhwc,co->bhwo", x, kernel[0, 0])

@@ -100,6 +100,10 @@ def test_weights_of_a_file_are_used(tmp_path, monkeypatch, capsys):
     assert all(torch.equal(value, expected[name]) for name, value in seen[0].items())
     assert tb.main([*arguments, "--num_classes=4"]) == 1
     assert "decoder.classifier.weight has shape [3, 128, 1, 1]" in capsys.readouterr().err
+    # An exported file says what it holds.
+    torch.save({"model": expected, "name": "exp43_decoder12", "num_classes": 3}, path)
+    assert tb.main([f"--weights={path}", "--size=32,64", "--device=cpu"]) == 0
+    assert seen[1].keys() == expected.keys()
 
 
 def test_the_papers_numbers_stand_beside_its_sizes(monkeypatch, capsys):
