@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tqdm import tqdm
 
 from regseg_jax.benchmark.jax_backend import prepare_jax
 from regseg_jax.benchmark.peaks import find_peak
@@ -115,7 +116,8 @@ def measure_rows(rows: Sequence[Row], workload: Workload, reference: np.ndarray,
             )
             row.prepared = dataclasses.replace(prepared, output=np.zeros(0))  # frees memory
         gc.collect()
-    for turn in range(NUM_WARMUP + num_runs):
+    turns = range(NUM_WARMUP + num_runs)
+    for turn in tqdm(turns, desc="timing", leave=False, disable=None):
         for row in rows:
             with _report_failure(row):
                 if row.prepared:

@@ -36,7 +36,7 @@ from regseg_jax.export import torch_model as torch_models
 from regseg_jax.export.torch_forms import Form, calibrate
 from regseg_jax.models import RegSeg, variants
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 # Three blocks and the smallest decoder: training steps of it compile in seconds.
 STAGES = (("stage4", 16), ("stage8", 32), ("stage16", 32))
 
