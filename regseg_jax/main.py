@@ -3,14 +3,12 @@
 python -m regseg_jax.main --config=configs/camvid.py --workdir=RUN [--mode=eval]
 """
 
-import os
-
-import jax
 from absl import flags
 from ml_collections import config_flags
 
 from regseg_jax.command import run_command
 from regseg_jax.evaluate import evaluate_run
+from regseg_jax.sharding import join_processes
 from regseg_jax.train import train
 
 
@@ -20,22 +18,11 @@ def main(argv: list[str]) -> None:
     if argv:
         raise ValueError(f"unexpected arguments {argv}; flags start with --")
     if values.multi_host:
-        _join_processes()
+        join_processes()
     if values.mode == "train":
         train(values.config, values.workdir)
     else:
         evaluate_run(values.config, values.workdir)
-
-
-def _join_processes() -> None:
-    """Connects to the other processes of the run.
-
-    Slurm, Kubernetes and TPU pods are recognised by JAX itself; elsewhere JAX_COORDINATOR_ADDRESS,
-    JAX_NUM_PROCESSES and JAX_PROCESS_ID say who is who.
-    """
-    numbers = [os.environ.get(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")]
-    num_processes, process_id = (None if number is None else int(number) for number in numbers)
-    jax.distributed.initialize(num_processes=num_processes, process_id=process_id)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The device mesh, how arrays lie on it, and the processes of a run."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,17 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 BATCH_AXIS = "data"
+
+
+def join_processes() -> None:
+    """Connects to the other processes of the run.
+
+    Slurm, Kubernetes and TPU pods are recognised by JAX itself; elsewhere JAX_COORDINATOR_ADDRESS,
+    JAX_NUM_PROCESSES and JAX_PROCESS_ID say who is who.
+    """
+    numbers = [os.environ.get(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")]
+    num_processes, process_id = (None if number is None else int(number) for number in numbers)
+    jax.distributed.initialize(num_processes=num_processes, process_id=process_id)
 
 
 def create_mesh(global_batch_size: int) -> Mesh:

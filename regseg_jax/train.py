@@ -68,14 +68,14 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Evaluation | None:
     check_epoch_size(len(train_source), config.global_batch_size)
     share = ProcessShare(jax.process_index(), jax.process_count())
     model = run.create_run_model(config)
+    is_new = not has_checkpoint(workdir)  # asked by every process, for Orbax lets them meet
     initial = None
-    if config.init_from and not has_checkpoint(workdir):
+    if config.init_from and is_new:
         initial = load_initial_weights(config.init_from, model)
     if is_main_process():
         config_lib.claim_workdir(config, workdir)
         write_json(pathlib.Path(workdir) / "environment.json", describe_environment())
-        is_unchecked = config.data.check and not has_checkpoint(workdir)
-        if is_unchecked and config.data.source != "synthetic":
+        if is_new and config.data.check and config.data.source != "synthetic":
             _check(train_source, "checking the training images")
             _check(eval_source, "checking the evaluation images")
     with main_process_first():

@@ -65,6 +65,10 @@ def main(argv: list[str]) -> None:
     if hasattr(os, "sched_setaffinity"):  # not on macOS; before JAX starts its threads
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
+    if "JAX_PROCESS_ID" in os.environ:
+        from regseg_jax.sharding import join_processes
+
+        join_processes()
     train(config, workdir)
 
 

@@ -5,6 +5,7 @@ import os
 import pathlib
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,11 +19,11 @@ TESTS = pathlib.Path(__file__).parent
 NUM_STEPS = 12
 
 
-def start(workdir: pathlib.Path, *overrides: str) -> subprocess.Popen:
+def start(workdir: pathlib.Path, *overrides: str, **variables: str) -> subprocess.Popen:
     # One device and one thread (small_run.py also keeps to one core): with more threads, XLA's
     # sums on a busy CPU were seen to round differently from one start to the next.
     flags = "--xla_cpu_multi_thread_eigen=false"
-    env = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(TESTS.parent)}
+    env = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(TESTS.parent), **variables}
     return subprocess.Popen(
         [sys.executable, str(TESTS / "small_run.py"), str(workdir), *overrides],
         env=env,
@@ -156,6 +157,31 @@ def test_sigterm_saves_and_goes_on(whole_run, tmp_path):
     assert max(steps_saved(tmp_path)) < NUM_STEPS
     finish(start(tmp_path))
     assert_same_end(tmp_path, whole_run)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(whole_run, tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    variables = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": "2"}
+    processes = [start(tmp_path, **variables, JAX_PROCESS_ID=str(i)) for i in range(2)]
+    ends = [process.communicate(timeout=500) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], ends
+    assert "mean IoU" in ends[0][0]
+    assert "mean IoU" not in ends[1][0]  # one of them reports
+    assert steps_saved(tmp_path) == steps_saved(whole_run)
+    losses, expected = (
+        [
+            record["train/loss"]
+            for record in map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+            if "train/loss" in record
+        ]
+        for workdir in (tmp_path, whole_run)
+    )
+    # Over steps, the rounding of sums in another order grows.
+    np.testing.assert_allclose(losses[0], expected[0], rtol=1e-4)
+    np.testing.assert_allclose(losses, expected, rtol=0.05)
 
 
 @pytest.mark.slow
