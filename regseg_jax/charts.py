@@ -11,13 +11,14 @@ from PIL import Image
 from regseg_jax.data.classes import ClassTable
 
 
-def draw_curves(records: Sequence[dict]) -> Image.Image:
-    """Charts training loss, learning rate and validation mean IoU over the steps.
+def draw_curves(records: Sequence[dict], split: str) -> Image.Image:
+    """Charts training loss, learning rate and the mean IoU of a split over the steps.
 
     Args:
       records: dicts with `step` and any of `train/loss`, `train/learning_rate` and
-        `val/mean_iou` (in [0, 1]), in the order of steps, as `metric_writer.read_metrics`
+        `SPLIT/mean_iou` (in [0, 1]), in the order of steps, as `metric_writer.read_metrics`
         returns them. A value of None leaves a gap. The best mean IoU is marked.
+      split: the evaluation's name, such as `val`.
 
     Returns:
       An RGB picture of 1000 x 900 pixels.
@@ -27,7 +28,7 @@ def draw_curves(records: Sequence[dict]) -> Image.Image:
     loss_axes, learning_rate_axes, iou_axes = axes
     _plot_series(loss_axes, *_series(records, "train/loss"), color="tab:blue")
     _plot_series(learning_rate_axes, *_series(records, "train/learning_rate"), color="tab:orange")
-    steps, mean_iou = _series(records, "val/mean_iou")
+    steps, mean_iou = _series(records, f"{split}/mean_iou")
     _plot_series(iou_axes, steps, 100 * mean_iou, color="tab:green")
     if np.isfinite(mean_iou).any():
         best = np.nanargmax(mean_iou)
@@ -35,7 +36,7 @@ def draw_curves(records: Sequence[dict]) -> Image.Image:
         iou_axes.set_title(f"best {100 * mean_iou[best]:.2f} at step {steps[best]}", fontsize=11)
     loss_axes.set_ylabel("training loss")
     learning_rate_axes.set_ylabel("learning rate")
-    iou_axes.set_ylabel("validation mean IoU (%)")
+    iou_axes.set_ylabel(f"mean IoU, {split} (%)")
     iou_axes.set_xlabel("step")
     return render_figure(figure)
 

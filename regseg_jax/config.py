@@ -18,9 +18,16 @@ SOURCES = ("camvid", "synthetic", "cityscapes", "tfds", "folder")
 LOSSES = ("cross_entropy", "bootstrapped_cross_entropy")
 
 # What may change between the starts of one run, for it does not change the result.
-_MAY_CHANGE = ("data.data_dir", "data.num_workers", "data.check", "log_every_steps")
-_MAY_CHANGE += ("data.centroid_file", "data.cache_dir")
-_MAY_CHANGE += ("checkpoint_every_steps", "eval.num_panels", "eval.num_worst")
+MAY_CHANGE = ("data.data_dir", "data.num_workers", "data.check", "log_every_steps")
+MAY_CHANGE += ("data.centroid_file", "data.cache_dir")
+MAY_CHANGE += ("checkpoint_every_steps", "eval.num_panels", "eval.num_worst")
+
+
+# Whole numbers of at least 1, and of at least 0.
+_COUNTS = ("global_batch_size", "data.tile_size", "num_epochs", "log_every_steps")
+_COUNTS += ("checkpoint_every_steps", "eval.batch_size", "eval.size_multiple", "eval.every_epochs")
+_NUMBERS = ("seed", "data.num_workers", "eval.num_panels", "eval.num_worst")
+_NUMBERS += ("augment.rand_augment_num_ops", "optimizer.warmup_steps")
 
 
 def create_default_config() -> ConfigDict:
@@ -109,8 +116,12 @@ def create_default_config() -> ConfigDict:
     return config.lock()
 
 
-def validate_config(config: ConfigDict) -> None:
+def validate_config(config: ConfigDict, *, with_data: bool = True) -> None:
     """Checks the values that would otherwise fail late.
+
+    Args:
+      config: of a run.
+      with_data: whether it has to say where the data are.
 
     Raises:
       ValueError: names the key, its value and the values that are legal.
@@ -120,30 +131,25 @@ def validate_config(config: ConfigDict) -> None:
     _one_of("data.source", config.data.source, SOURCES)
     _one_of("loss.name", config.loss.name, LOSSES)
     _one_of("optimizer.schedule", config.optimizer.schedule, DECAYS)
-    for key in (
-        "global_batch_size",
-        "data.tile_size",
-        "num_epochs",
-        "log_every_steps",
-        "checkpoint_every_steps",
-        "eval.batch_size",
-        "eval.size_multiple",
-        "eval.every_epochs",
-    ):
-        value = _flatten(config)[key]
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"config.{key} is {value!r}; set a whole number of at least 1")
+    flat = _flatten(config)
+    for keys, least in ((_COUNTS, 1), (_NUMBERS, 0)):
+        for key in keys:
+            if not isinstance(flat[key], int) or flat[key] < least:
+                raise ValueError(
+                    f"config.{key} is {flat[key]!r}; set a whole number of at least {least}"
+                )
     _validate_search(config)
     for key in ("augment.crop_size", "eval.image_size", "data.synthetic_size"):
-        size = _flatten(config)[key]
-        if len(size) != 2 and not (key == "eval.image_size" and len(size) == 0):
-            raise ValueError(f"config.{key} is {size!r}; set (height, width)")
-    if not 0 <= config.data.class_uniform_share <= 1:
-        raise ValueError(
-            f"config.data.class_uniform_share is {config.data.class_uniform_share}; "
-            "set a share of the epoch, from 0 to 1"
-        )
-    _one_of("folder.label_format", config.folder.label_format, typing.get_args(LabelFormat))
+        size = flat[key]
+        is_size = len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)
+        if not is_size and not (key == "eval.image_size" and len(size) == 0):
+            raise ValueError(f"config.{key} is {size!r}; set (height, width), in pixels")
+    for key in ("data.class_uniform_share", "augment.flip_probability", "loss.min_pixel_share"):
+        if not 0 <= flat[key] <= 1:
+            raise ValueError(f"config.{key} is {flat[key]!r}; set a share from 0 to 1")
+    if config.loss.min_pixel_share == 0:
+        raise ValueError("config.loss.min_pixel_share is 0; set the share of pixels that count")
+    _validate_folder(config)
     if config.data.source in ("cityscapes", "tfds"):
         for key in ("data.train_split", "data.eval_split"):
             if _flatten(config)[key] == "test":
@@ -158,15 +164,29 @@ def validate_config(config: ConfigDict) -> None:
         )
     if not 0 <= config.ema_decay < 1:
         raise ValueError(f"config.ema_decay is {config.ema_decay}; set 0 for none, or below 1")
-    if not config.eval.scales or min(config.eval.scales) <= 0:
+    scales = config.eval.scales
+    if not scales or not all(isinstance(x, int | float) and x > 0 for x in scales):
         raise ValueError(
             f"config.eval.scales is {config.eval.scales}; set positive factors, (1.0,) for none"
         )
-    if config.data.source != "synthetic" and not config.data.data_dir:
+    if with_data and config.data.source != "synthetic" and not config.data.data_dir:
         raise ValueError(
             "config.data.data_dir is empty; add --config.data.data_dir=FOLDER, the folder that "
             f"holds the {config.data.source} data set"
         )
+
+
+def _validate_folder(config: ConfigDict) -> None:
+    folder = config.folder
+    _one_of("folder.label_format", folder.label_format, typing.get_args(LabelFormat))
+    for key, field in (("image_dir", "split"), ("label_dir", "split"), ("label_stem", "stem")):
+        try:
+            folder[key].format(**{field: "x"})
+        except (KeyError, ValueError, IndexError):
+            raise ValueError(
+                f"config.folder.{key} is {folder[key]!r}; the only field that it may have is "
+                f"{{{field}}}"
+            ) from None
 
 
 def _validate_search(config: ConfigDict) -> None:
@@ -231,7 +251,7 @@ def check_same_run(
     config: ConfigDict,
     saved: ConfigDict,
     workdir: str | os.PathLike,
-    ignored: tuple[str, ...] = _MAY_CHANGE,
+    ignored: tuple[str, ...] = MAY_CHANGE,
 ) -> None:
     """Raises ValueError where two configs differ in a key that starts with none of `ignored`."""
     old, new = _describe(saved), _describe(config)

@@ -15,7 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from regseg_jax import run
-from regseg_jax.config import check_same_run, load_config, validate_config
+from regseg_jax.config import MAY_CHANGE, check_same_run, load_config, validate_config
 from regseg_jax.data.classes import IGNORE_LABEL, ClassTable
 from regseg_jax.data.pipeline import Batch, EvalPlan, ProcessShare, create_eval_iterator
 from regseg_jax.data.sources import Source
@@ -201,7 +201,7 @@ def evaluate_run(config: ConfigDict, workdir: str | os.PathLike) -> Scores:
     if not config.data.data_dir:
         config.data.data_dir = saved.data.data_dir
     validate_config(config)
-    check_same_run(config, saved, workdir, ignored=("data.", "eval."))
+    check_same_run(config, saved, workdir, ignored=(*MAY_CHANGE, "data.", "eval."))
     source = run.create_source(config, config.data.eval_split)
     mesh = create_mesh(config.eval.batch_size)
     trained = run.load_run(workdir)

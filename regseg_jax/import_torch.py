@@ -19,7 +19,7 @@ from ml_collections import ConfigDict, config_flags
 from regseg_jax import run
 from regseg_jax.checkpoint import CheckpointManager
 from regseg_jax.command import run_command
-from regseg_jax.config import claim_workdir, create_default_config
+from regseg_jax.config import claim_workdir, create_default_config, validate_config
 from regseg_jax.export.export import require_packages
 from regseg_jax.export.torch_weights import count_classes, from_torch
 from regseg_jax.models.variants import get_variant
@@ -52,6 +52,7 @@ def import_torch(
 
     _check_unused(workdir)
     config = _create_run_config(config, model_name, num_classes)
+    validate_config(config, with_data=False)
     model = run.create_run_model(config)
     state_dict = load_arrays(path)
     if (count := count_classes(state_dict)) not in (None, num_classes):

@@ -135,6 +135,6 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", None, "The recipe, a file of configs/.")
-    flags.DEFINE_integer("num_images", 40, "Images that each way is timed on.")
+    flags.DEFINE_integer("num_images", 40, "Images that each way is timed on.", lower_bound=1)
     flags.mark_flags_as_required(["config"])
     run_command(main, "regseg_jax.input_benchmark")

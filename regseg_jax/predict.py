@@ -82,20 +82,19 @@ def predict(
       ValueError: if a path does not exist, is no image, or two images would write one file.
     """
     images = find_images(paths)
+    output = pathlib.Path(output)
+    outputs = _name_outputs(images, output)
     trained = options.apply(run.load_run(workdir))
+    output.mkdir(parents=True, exist_ok=True)
     class_table = run.get_class_table(trained.config)
     predict_one = create_predict_fn(trained)
-    output = pathlib.Path(output)
-    output.mkdir(parents=True, exist_ok=True)
-    written = []
     for path in tqdm(images, desc="predicting", unit="image", disable=None):
         image = load_image(path)
         prediction = predict_one(image)
-        map_path, overlay_path = output / f"{path.stem}.png", output / f"{path.stem}_overlay.png"
+        map_path, overlay_path = outputs[path]
         save_png(to_palette_image(prediction, class_table), map_path)
         save_png(draw_overlay(image, prediction, class_table), overlay_path)
-        written += [map_path, overlay_path]
-    return written
+    return [path for pair in outputs.values() for path in pair]
 
 
 def predict_split(
@@ -144,6 +143,23 @@ def find_images(paths: Sequence[str | os.PathLike]) -> list[pathlib.Path]:
     if not images:
         raise ValueError("no image was given; pass image files or folders of images")
     return images
+
+
+def _name_outputs(
+    images: Sequence[pathlib.Path], output: pathlib.Path
+) -> dict[pathlib.Path, tuple[pathlib.Path, pathlib.Path]]:
+    """The class map and the overlay of each image; raises where one would replace an image."""
+    outputs = {
+        path: (output / f"{path.stem}.png", output / f"{path.stem}_overlay.png") for path in images
+    }
+    inputs, maps = {path.resolve() for path in images}, {pair[0] for pair in outputs.values()}
+    for path, (map_path, overlay_path) in outputs.items():
+        if overlay_path in maps or {map_path.resolve(), overlay_path.resolve()} & inputs:
+            raise ValueError(
+                f"the predictions of {path} would replace another image or its predictions in "
+                f"{output}; choose another --output"
+            )
+    return outputs
 
 
 def create_predict_fn(trained: run.TrainedRun) -> Callable[[np.ndarray], np.ndarray]:

@@ -102,7 +102,9 @@ def cache_source(config: ConfigDict, source: sources.Source, split: str) -> sour
     """The same examples from the cache of decoded ones, where the config asks for it."""
     if not config.data.cache_dir:
         return source
-    return load_cached(config.data.cache_dir, f"{config.data.source}_{split}", source)
+    # Data sets that share a folder of caches have files of their own.
+    name = f"{config.data.source}_{split}_{source.fingerprint().data_set[:12]}"
+    return load_cached(config.data.cache_dir, name, source)
 
 
 def name_evaluation(train_split: str, eval_split: str) -> str:

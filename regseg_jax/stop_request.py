@@ -15,7 +15,8 @@ class StopRequest:
         self._previous = None
 
     def __enter__(self) -> "StopRequest":
-        if threading.current_thread() is threading.main_thread():
+        # With several processes SIGTERM is JAX's, which tells the others.
+        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
             self._previous = signal.signal(signal.SIGTERM, self._request)
         return self
 

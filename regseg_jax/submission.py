@@ -63,9 +63,14 @@ def write_label_ids(
       The paths, one for each example.
 
     Raises:
-      ValueError: if an image cannot be read, two have one name, or output holds the predictions
-        of another checkpoint.
+      ValueError: if an image cannot be read, two have one name, a label id does not fit 8 bits,
+        or output holds the predictions of another checkpoint.
     """
+    if max(class_table.label_ids) > 255:
+        raise ValueError(
+            f"the class table {class_table.name!r} has the label id {max(class_table.label_ids)}; "
+            "label-id files hold numbers from 0 to 255"
+        )
     output = pathlib.Path(output)
     output.mkdir(parents=True, exist_ok=True)
     label_ids = np.array(class_table.label_ids, np.uint8)

@@ -162,6 +162,15 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Evaluation | None:
         ) as progress,
     ):
         recent = RecentLosses(workdir)
+
+        def report(evaluation: Evaluation) -> None:
+            _report(writer, progress, step, evaluation, class_table, split)
+            if with_ema:
+                averaged = run_evaluation(state.ema_variables)
+                _report(writer, progress, step, averaged, class_table, f"{split}_ema")
+            if rate_search and is_main_process():
+                progress.write(save_found(workdir, config.model, rate_search, state))
+
         for warning in describe_gaps(model.variant.backbone):
             progress.write(warning)
         if split != config.data.eval_split:
@@ -194,12 +203,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Evaluation | None:
                     state = precise_bn(state)
                     evaluation = run_evaluation(state.variables)
                     checkpoints.save(state, evaluation.scores.mean_iou)
-                    _report(writer, progress, step, evaluation, class_table, split)
-                    if with_ema:
-                        averaged = run_evaluation(state.ema_variables)
-                        _report(writer, progress, step, averaged, class_table, f"{split}_ema")
-                if rate_search and is_main_process():
-                    progress.write(save_found(workdir, config.model, rate_search, state))
+                    report(evaluation)
             elif step % config.checkpoint_every_steps == 0:
                 recent.wait()
                 checkpoints.save(state)
@@ -210,12 +214,15 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Evaluation | None:
                 progress.write(f"stopped by request at step {step}; start again to go on")
                 return None
 
-        # --- What came out. A run that was complete already is only evaluated again.
+        # --- What came out. A run that was complete already is only evaluated again, and what a
+        # kill right after its last checkpoint kept from the log is put there.
         if evaluation is None:
             evaluation = run_evaluation(state.variables)
+            if not _is_reported(workdir, step, split):
+                report(evaluation)
     if is_main_process():
         print(format_evaluation(evaluation, class_table))
-        for path in _draw_results(workdir, evaluation, class_table):
+        for path in _draw_results(workdir, evaluation, class_table, split):
             print(path)
     return evaluation
 
@@ -239,12 +246,20 @@ def _report(
     progress.write(f"step {step}: {split} mean IoU {100 * evaluation.scores.mean_iou:.2f} %")
 
 
+def _is_reported(workdir: str | os.PathLike, step: int, split: str) -> bool:
+    records = read_metrics(pathlib.Path(workdir) / METRICS_FILE)
+    return any(r["step"] == step and f"{split}/mean_iou" in r for r in records)
+
+
 def _draw_results(
-    workdir: str | os.PathLike, evaluation: Evaluation, class_table: run.classes.ClassTable
+    workdir: str | os.PathLike,
+    evaluation: Evaluation,
+    class_table: run.classes.ClassTable,
+    split: str,
 ) -> list[pathlib.Path]:
     """Draws the training curves and the IoU of each class; returns every picture's path."""
     pictures = pathlib.Path(workdir) / "pictures"
-    curves = draw_curves(read_metrics(pathlib.Path(workdir) / METRICS_FILE))
+    curves = draw_curves(read_metrics(pathlib.Path(workdir) / METRICS_FILE), split)
     save_png(curves, pictures / "curves.png")
     save_png(
         draw_class_iou(evaluation.scores.iou_per_class, class_table), pictures / "class_iou.png"

@@ -53,12 +53,6 @@ def colorize(label: np.ndarray, class_table: ClassTable) -> np.ndarray:
     return palette[np.where(label == IGNORE_LABEL, class_table.num_classes, label)]
 
 
-def draw_legend(class_table: ClassTable, width: int) -> Image.Image:
-    """Draws a swatch and a name for each class and for ignored pixels, `width` pixels wide."""
-    entries = _legend_entries(class_table, range(class_table.num_classes))
-    return _draw_swatches([*entries, ("ignored", IGNORED_COLOR)], width, _font_size(width))
-
-
 def draw_panel(
     image: np.ndarray, label: np.ndarray, prediction: np.ndarray, class_table: ClassTable
 ) -> Image.Image:

@@ -7,8 +7,8 @@ from regseg_jax.data.classes import CAMVID
 
 def test_curves_follow_the_values():
     def draw(*losses):
-        steps = enumerate(losses)
-        return np.asarray(charts.draw_curves([{"step": s, "train/loss": v} for s, v in steps]))
+        records = [{"step": step, "train/loss": loss} for step, loss in enumerate(losses)]
+        return np.asarray(charts.draw_curves(records, "val"))
 
     assert draw(1.0, 0.5, 0.2).shape == (900, 1000, 3)
     assert (draw(1.0, 0.5, 0.2) != draw(1.0, 0.7, 0.2)).any()
@@ -21,8 +21,16 @@ def test_curves_take_records_of_any_kind():
         {"step": 2, "time": "t", "val/mean_iou": None},
         {"step": 4, "time": "t", "val/mean_iou": 0.25},
     ]
-    charts.draw_curves(records)
-    charts.draw_curves([])
+    charts.draw_curves(records, "val")
+    charts.draw_curves([], "val")
+
+
+def test_the_curve_is_that_of_the_split():
+    def draw(split):
+        records = [{"step": 1, f"{split}/mean_iou": 0.2}, {"step": 2, f"{split}/mean_iou": 0.4}]
+        return np.asarray(charts.draw_curves(records, "test_trained_on"))
+
+    assert (draw("test_trained_on") != draw("val")).any()
 
 
 def test_class_iou_is_sorted_and_marks_absent_classes(monkeypatch):

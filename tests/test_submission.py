@@ -5,7 +5,7 @@ import pytest
 import small_import
 from PIL import Image
 
-from regseg_jax.data.classes import CAMVID, CITYSCAPES
+from regseg_jax.data.classes import CAMVID, CITYSCAPES, create_class_table
 from regseg_jax.predict import Options, predict_split
 from regseg_jax.submission import check_whole, compute_fingerprint, write_label_ids
 
@@ -80,6 +80,13 @@ def test_two_images_of_one_name_are_refused(tmp_path):
     source.names[3] = source.names[1]
     with pytest.raises(ValueError, match=r"two images are called berlin_000001_000019"):
         _write(source, tmp_path)
+
+
+def test_label_ids_above_8_bits_are_refused(tmp_path):
+    table = create_class_table("mine", [(0, "cat", (9, 0, 0), 300)])
+    with pytest.raises(ValueError, match=r"'mine' has the label id 300; label-id files hold"):
+        write_label_ids(Streets(), _Predict(), table, tmp_path / "out", "a1")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_part_of_the_test_split_is_refused():

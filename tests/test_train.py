@@ -159,13 +159,27 @@ def test_sigterm_saves_and_goes_on(whole_run, tmp_path):
     assert_same_end(tmp_path, whole_run)
 
 
-@pytest.mark.slow
-def test_two_processes_train_as_one(whole_run, tmp_path):
+def start_two(workdir: pathlib.Path, *overrides: str) -> list[subprocess.Popen]:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     variables = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": "2"}
-    processes = [start(tmp_path, **variables, JAX_PROCESS_ID=str(i)) for i in range(2)]
+    return [start(workdir, *overrides, **variables, JAX_PROCESS_ID=str(i)) for i in range(2)]
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_of_two_processes_stops_both(tmp_path):
+    processes = start_two(tmp_path, "num_epochs=40")
+    wait_for(lambda: max(steps_saved(tmp_path), default=0) >= 3, processes[0])
+    processes[1].send_signal(signal.SIGTERM)
+    for process in processes:
+        finish(process)
+    assert 3 < max(steps_saved(tmp_path)) < 240
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(whole_run, tmp_path):
+    processes = start_two(tmp_path)
     ends = [process.communicate(timeout=500) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], ends
     assert "mean IoU" in ends[0][0]

@@ -69,9 +69,21 @@ def create_class_table(
       ignored_colors: see `ClassTable`.
 
     Raises:
-      ValueError: names the row of another form, the gap in the training ids, or what is there
-        twice.
+      ValueError: names the row or ignored value of another form, the gap in the training ids, or
+        what is there twice.
     """
+    for value in ignored_label_ids:
+        if not isinstance(value, int) or value < 0:
+            raise ValueError(
+                f"the class table {name!r} ignores the label id {value!r}; write whole numbers of "
+                "at least 0, as label files hold"
+            )
+    for color in ignored_colors:
+        if not _is_color(color):
+            raise ValueError(
+                f"the class table {name!r} ignores the colour {color!r}; write three whole numbers "
+                "from 0 to 255"
+            )
     for row in rows:
         if not _is_row(row):
             raise ValueError(
@@ -99,8 +111,15 @@ def create_class_table(
 
 def _is_row(row: object) -> bool:
     match row:
-        case [int(), str(), [int(), int(), int()] as color, int(label_id)]:
-            return label_id >= 0 and all(0 <= channel <= 255 for channel in color)
+        case [int(), str(), color, int(label_id)]:
+            return label_id >= 0 and _is_color(color)
+    return False
+
+
+def _is_color(value: object) -> bool:
+    match value:
+        case [int(), int(), int()]:
+            return all(0 <= channel <= 255 for channel in value)
     return False
 
 

@@ -162,9 +162,16 @@ def load_camvid(data_dir: str | os.PathLike, split: str, class_table: ClassTable
 
 
 def list_images(folder: pathlib.Path) -> dict[str, pathlib.Path]:
-    """The image files of a folder by stem, sorted."""
-    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in _IMAGE_SUFFIXES)
-    return {path.stem: path for path in files}
+    """The image files of a folder by stem, sorted; raises ValueError where two have one stem."""
+    by_stem: dict[str, pathlib.Path] = {}
+    for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in _IMAGE_SUFFIXES):
+        if path.stem in by_stem:
+            raise ValueError(
+                f"{by_stem[path.stem]} and {path} differ in their suffix alone; remove or rename "
+                "one, for names without suffix tell images apart"
+            )
+        by_stem[path.stem] = path
+    return by_stem
 
 
 def pair_files(

@@ -35,28 +35,25 @@ _GRAIN[: CAMVID.num_classes] = (0.05, 0.1, 0.02, 0.03, 0.03, 0.07, 0.05, 0.05, 0
 class SyntheticScenes:
     """A random-access source of drawn street scenes.
 
-    Scene `i` of the source is `draw_scene(first_index + i)`: splits with ranges that do not
-    overlap share no scene.
+    Example `i` is `draw_scene(i)`. Splits are told apart by their seeds.
 
     Attributes:
       num_examples: how many scenes there are, at least 1.
       height: rows of a scene, at least 32.
       width: columns of a scene, at least 32.
       seed: another seed gives another world of scenes.
-      first_index: the index of the first scene, at least 0.
     """
 
     num_examples: int
     height: int
     width: int
     seed: int = 0
-    first_index: int = 0
     image_sizes: None = dataclasses.field(default=None, init=False)  # all are of one size
 
     def __post_init__(self):
         if self.num_examples < 1:
             raise ValueError(f"num_examples is {self.num_examples}: give at least 1")
-        _check_arguments(self.first_index, self.height, self.width, self.seed)
+        _check_arguments(0, self.height, self.width, self.seed)
 
     def __len__(self) -> int:
         return self.num_examples
@@ -69,9 +66,8 @@ class SyntheticScenes:
         """
         if not 0 <= index < self.num_examples:
             raise IndexError(f"scene {index} of a source of {self.num_examples}")
-        number = self.first_index + int(index)
-        image, label = draw_scene(number, height=self.height, width=self.width, seed=self.seed)
-        return {"image": image, "label": label, "name": f"scene_{self.seed}_{number:06d}"}
+        image, label = draw_scene(int(index), height=self.height, width=self.width, seed=self.seed)
+        return {"image": image, "label": label, "name": f"scene_{self.seed}_{index:06d}"}
 
     def fingerprint(self) -> Fingerprint:
         """See `Source`."""

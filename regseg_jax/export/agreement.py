@@ -6,17 +6,22 @@ python -m regseg_jax.export.agreement --workdir=RUN --output=agreement.json IMAG
 import functools
 import io
 import os
+import sys
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-import onnxruntime
-import torch
 from absl import flags
 from jax import export
 from tqdm import tqdm
+
+try:
+    import onnxruntime
+    import torch
+except ImportError as error:
+    sys.exit(f"regseg_jax.export.agreement: error: {error}; pip install -r requirements-dev.txt")
 
 from regseg_jax import run
 from regseg_jax.command import run_command

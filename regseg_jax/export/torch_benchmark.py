@@ -14,8 +14,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor, nn
+try:
+    import torch
+    from torch import Tensor, nn
+except ImportError:
+    sys.exit("regseg_jax.export.torch_benchmark: error: it needs torch; pip install torch")
 
 from regseg_jax.export.torch_forms import (
     DTYPES,

@@ -1,4 +1,4 @@
-"""The backbone: a stem and the stages of a `variants.Backbone`."""
+"""The backbone: the stages of a `variants.Backbone`; the stem is in `regseg`."""
 
 from collections.abc import Callable
 

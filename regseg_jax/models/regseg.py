@@ -57,7 +57,7 @@ def create_model(name: str, num_classes: int, dtype: DTypeLike = jnp.float32) ->
     """Builds a model by name, such as `exp48_decoder26`; see `variants.get_variant`.
 
     Args:
-      name: BACKBONE_DECODER or an alias.
+      name: BACKBONE_DECODER, an alias, or the path of a variant file.
       num_classes: at least 1.
       dtype: of the computation: float32, bfloat16, float16 or (with `jax_enable_x64`) float64.
 

@@ -140,7 +140,7 @@ ALIASES = {"regseg": "exp48_decoder26", "regseg_large": "exp53_decoder29"}
 
 
 def get_variant(name: str) -> Variant:
-    """Looks up `BACKBONE_DECODER`, such as `exp48_decoder26`, or an alias.
+    """Looks up `BACKBONE_DECODER`, such as `exp48_decoder26`, an alias, or a variant file.
 
     `BACKBONE@RATES_DECODER` has other rates in the blocks at 1/16, such as
     `exp48@1-1,2-..._decoder26`: blocks with `-` between them, branches with `,`. The name of a

@@ -131,3 +131,17 @@ def test_table_of_a_config():
 def test_faults_of_a_config_s_table_are_named(rows, message):
     with pytest.raises(ValueError, match=message):
         create_class_table("mine", rows)
+
+
+@pytest.mark.parametrize(
+    ("ignored", "message"),
+    [
+        ({"ignored_label_ids": (-1,)}, "ignores the label id -1; write whole numbers"),
+        ({"ignored_label_ids": ("255",)}, "ignores the label id '255'"),
+        ({"ignored_colors": ((0, 0, 300),)}, r"ignores the colour \(0, 0, 300\)"),
+        ({"ignored_colors": (7,)}, "ignores the colour 7"),
+    ],
+)
+def test_ignored_values_are_checked(ignored, message):
+    with pytest.raises(ValueError, match=message):
+        create_class_table("mine", [(0, "cat", (9, 0, 0), 3)], **ignored)

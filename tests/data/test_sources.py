@@ -118,6 +118,13 @@ def test_list_images_leaves_other_files_out(tmp_path):
     assert list(list_images(tmp_path)) == ["a", "b"]
 
 
+def test_two_images_that_differ_in_their_suffix_alone_are_named(tmp_path):
+    for name in ("a.png", "a.jpg"):
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    with pytest.raises(ValueError, match=r"a\.jpg and .*a\.png differ in their suffix alone"):
+        list_images(tmp_path)
+
+
 def test_wrong_split_is_named(segnet_dir):
     with pytest.raises(ValueError, match=r"'valid' is none of train, val, trainval, test"):
         load_camvid(segnet_dir, "valid", CAMVID)

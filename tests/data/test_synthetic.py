@@ -111,11 +111,11 @@ def test_colour_and_place_say_little(scenes):
     assert _histogram_mean_iou(codes, labels) < 0.35
 
 
-def test_source_gives_the_scenes_of_its_range():
-    source = SyntheticScenes(num_examples=3, height=40, width=50, seed=2, first_index=10)
+def test_source_gives_its_scenes():
+    source = SyntheticScenes(num_examples=3, height=40, width=50, seed=2)
     assert len(source) == 3
     example = source[1]
-    image, label = draw_scene(11, height=40, width=50, seed=2)
+    image, label = draw_scene(1, height=40, width=50, seed=2)
     np.testing.assert_array_equal(example["image"], image)
     np.testing.assert_array_equal(example["label"], label)
     assert len({source[index]["name"] for index in range(3)}) == 3
@@ -140,7 +140,6 @@ def test_index_out_of_range(index):
     [
         ({"height": 31}, "31 x 64: both must be at least 32"),
         ({"width": 0}, "64 x 0: both must be at least 32"),
-        ({"first_index": -1}, "index -1"),
         ({"seed": -2}, "seed -2"),
         ({"num_examples": 0}, "num_examples is 0"),
     ],
