@@ -14,6 +14,7 @@ from regseg_jax import run
 from regseg_jax.export.export import require_packages
 from regseg_jax.export.torch_weights import count_classes, find_mismatches, from_torch
 from regseg_jax.models import RegSeg
+from regseg_jax.search.searched_conv import RATES, TAP_WIDTH
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,18 +89,29 @@ def _load_torch_file(path: pathlib.Path, model: RegSeg) -> tuple[int, dict[str, 
 def _select(
     source: str, arrays: dict[tuple[str, ...], np.ndarray], num_classes: int, model: RegSeg
 ) -> InitialWeights:
-    """Leaves out what depends on the class count, where it is another one."""
+    """Leaves out what depends on the class count, where it is another one, and rates to search."""
     expected = _shapes(model)
     other = _shapes(model.clone(num_classes=model.num_classes + 1))
     is_new = num_classes != model.num_classes
     anew = [path for path in expected if is_new and other[path] != expected[path]]
+    anew += [path for path in expected if path[-1] in (RATES, TAP_WIDTH) and path not in arrays]
+    if misfits := [
+        "/".join(path)
+        for path in expected
+        if path not in anew and (path not in arrays or arrays[path].shape != expected[path])
+    ]:
+        raise ValueError(
+            f"{source} does not fit: {len(misfits)} arrays are not there or of another shape "
+            f"({', '.join(misfits[:3])}{', ...' if len(misfits) > 3 else ''}); start from a run "
+            "whose blocks have the same branches (config.search.num_branches), or from none"
+        )
     taken = {path: np.asarray(arrays[path]) for path in expected if path not in anew}
     lines = [f"{source}: loaded {len(taken)} of {len(expected)} arrays"]
-    lines += [
-        f"  not loaded, starts anew: {'/'.join(path)} {list(expected[path])} "
-        f"(there {list(arrays[path].shape)}, of {num_classes} classes)"
-        for path in anew
-    ]
+    for path in anew:
+        name, reason = "/".join(path), "searched here"
+        if path in arrays:
+            reason = f"there {list(arrays[path].shape)}, of {num_classes} classes"
+        lines.append(f"  not loaded, starts anew: {name} {list(expected[path])} ({reason})")
     return InitialWeights(taken, "\n".join(lines))
 
 

@@ -91,9 +91,10 @@ PLACES = {
 }
 
 # Whole parts that little else needs, and who may use them. A search is a run like any other, so
-# run.py makes its model and optimizer, and train.py keeps what it found.
+# run.py makes its model and optimizer, train.py keeps what it found, and init_from.py knows which
+# parameters other runs do not have.
 LEAVES = {
-    "search": ("search", "run", "train"),
+    "search": ("search", "run", "train", "init_from"),
     "export": (
         *("export", "import_torch", "init_from"),
         *("benchmark.torch_backend", "benchmark.__main__"),

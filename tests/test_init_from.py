@@ -2,6 +2,7 @@ import functools
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_import
@@ -9,9 +10,11 @@ import torch
 from flax.traverse_util import flatten_dict
 from small_import import NAME, NUM_CLASSES
 
+from regseg_jax import init_from
 from regseg_jax.export.torch_weights import from_torch
 from regseg_jax.init_from import load_initial_weights
-from regseg_jax.models import create_model
+from regseg_jax.models import RegSeg, create_model, variants
+from regseg_jax.search.rate_search import create_search_model
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -85,3 +88,23 @@ def test_what_is_no_source_is_named(tmp_path):
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(ValueError, match=r"notes\.txt is no PyTorch file"):
         load_initial_weights(tmp_path / "notes.txt", model)
+
+
+def test_a_search_starts_from_fixed_rates_of_as_many_branches(small_variant):
+    def shaped(rates):
+        backbone = variants.replace_dilation_rates(small_variant.backbone, rates)
+        model = RegSeg(variants.Variant("small_decoder12", backbone, "decoder12"), NUM_CLASSES)
+        return {path: np.zeros(shape) for path, shape in init_from._shapes(model).items()}
+
+    variant = variants.Variant("small_decoder12", small_variant.backbone, "decoder12")
+    model = create_search_model(variant, NUM_CLASSES, jnp.float32, num_branches=2, initial_rate=1)
+    arrays = shaped([[1, 1], [1, 2]])
+    initial = init_from._select("a run", arrays, NUM_CLASSES, model)
+    assert initial.arrays.keys() == arrays.keys()
+    assert re.findall(r"starts anew: params/backbone/(\S+) \[2?\] \(searched", initial.report) == [
+        f"{block}/conv2/{name}"
+        for block in ("stage16_1", "stage16_2")
+        for name in ("dilation_rates", "tap_width")
+    ]
+    with pytest.raises(ValueError, match=r"a run does not fit: \d+ arrays .*num_branches"):
+        init_from._select("a run", shaped([[1], [2]]), NUM_CLASSES, model)

@@ -26,7 +26,7 @@ from regseg_jax.ops.conv import LOWERINGS, grouped_conv
 from regseg_jax.tables import format_table
 from regseg_jax.timing import summarize
 
-PASSES = ("forward", "input gradient", "kernel gradient")
+PASSES = ("forward", "input gradient", "kernel gradient", "both gradients")
 _NUM_WARMUP = 2
 
 
@@ -90,6 +90,7 @@ def prepare_passes(
         apply,
         lambda x, kernel: jax.vjp(lambda x: apply(x, kernel), x)[1](dy),
         lambda x, kernel: jax.vjp(lambda kernel: apply(x, kernel), kernel)[1](dy),
+        lambda x, kernel: jax.vjp(apply, x, kernel)[1](dy),
     )
     compiled = [jax.jit(function).lower(x, kernel).compile() for function in functions]
     return {
