@@ -69,17 +69,9 @@ def _logit_error(logits, expected):
     return np.abs(logits - expected).max() / expected.std()
 
 
-EVALUATIONS = [
-    ("exp48_decoder26", "even"),
-    ("exp48_decoder26", "odd"),
-    ("regnety600mf_decoder14", "odd"),
-    ("exp43_decoder14", "odd"),
-    pytest.param("exp53_decoder29", "odd", marks=_slow),
-    pytest.param("exp50_decoder4", "odd", marks=_slow),
-]
-
-
-@pytest.mark.parametrize(("name", "size"), EVALUATIONS)
+@pytest.mark.parametrize(
+    ("name", "size"), [("exp48_decoder26", "even"), *((name, "odd") for name in VARIANTS)]
+)
 def test_evaluation_logits(name, size, load, images):
     variables, expected = load(name)
     apply = jax.jit(functools.partial(create_model(name, 19).apply, train=False))

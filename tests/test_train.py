@@ -122,7 +122,6 @@ def test_killed_three_times_ends_bit_identical(whole_run, tmp_path):
     assert steps == sorted(steps)
 
 
-@pytest.mark.slow
 def test_a_search_killed_and_restarted_ends_bit_identical(tmp_path):
     search = ["model=smalldilated_decoder12", "search.enabled=True", "search.warmup_steps=2"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"

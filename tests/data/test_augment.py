@@ -268,12 +268,20 @@ def test_every_image_of_a_batch_has_its_own_draw(batch):
 
 
 def test_same_batch_on_eight_devices(batch):
-    expected = AUGMENT(*batch, jax.random.key(5))
+    # As users run it: less optimised (tests/conftest.py), one device rounds otherwise than eight.
+    optimized = jax.jit(
+        functools.partial(augment.augment, config=AugmentConfig(CROP, 30, 120)),
+        compiler_options={
+            "xla_backend_optimization_level": 3,
+            "xla_llvm_disable_expensive_passes": False,
+        },
+    )
+    expected = optimized(*batch, jax.random.key(5))
     mesh = Mesh(np.array(jax.devices()), ("data",))
     sharding = NamedSharding(mesh, PartitionSpec("data"))
-    pixels, labels = AUGMENT(*jax.device_put(batch, sharding), jax.random.key(5))
+    pixels, labels = optimized(*jax.device_put(batch, sharding), jax.random.key(5))
     np.testing.assert_array_equal(labels, expected[1])
-    np.testing.assert_allclose(pixels, expected[0], atol=3e-5)
+    np.testing.assert_allclose(pixels, expected[0], atol=1e-5)
     assert len(pixels.sharding.device_set) == 8
 
 

@@ -104,6 +104,7 @@ def test_weights_of_a_file_are_used(tmp_path, monkeypatch, capsys):
     torch.save({"model": expected, "name": "exp43_decoder12", "num_classes": 3}, path)
     assert tb.main([f"--weights={path}", "--size=32,64", "--device=cpu"]) == 0
     assert seen[1].keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in seen[1].items())
 
 
 def test_the_papers_numbers_stand_beside_its_sizes(monkeypatch, capsys):

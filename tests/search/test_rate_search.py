@@ -134,7 +134,6 @@ def test_rates_have_adam_and_no_decay_and_weights_the_runs_optimizer(rate_search
     np.testing.assert_allclose(kernel, 1 + 0.1 * 5.0)
 
 
-@pytest.mark.slow  # op by op: tests/ops/test_continuous_conv.py
 def test_at_whole_rates_the_searched_model_is_the_fixed_one(small_variant):
     rates = [[1, 1], [2, 3]]
     fixed = RegSeg(
