@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from regseg_jax.data.decode import LabelFormat
-from regseg_jax.files import write_json
 from regseg_jax.models import variants
-from regseg_jax.optim import DECAYS
+from regseg_jax.runtime.files import write_json
+from regseg_jax.training.optimizer import DECAYS
 
 PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 SOURCES = ("camvid", "synthetic", "cityscapes", "tfds", "folder")
@@ -81,7 +81,7 @@ def create_default_config() -> ConfigDict:
 
     config.optimizer = ConfigDict()
     config.optimizer.learning_rate = 0.05
-    config.optimizer.schedule = "poly"  # poly, cosine, step or exponential: see optim.py
+    config.optimizer.schedule = "poly"  # poly, cosine, step or exponential
     config.optimizer.momentum = 0.9
     config.optimizer.weight_decay = 1e-4
     config.optimizer.warmup_steps = 3000

@@ -18,14 +18,13 @@ from flax import traverse_util
 from matplotlib.figure import Figure
 from PIL import Image
 
-from regseg_jax import field_of_view
-from regseg_jax.charts import render_figure
-from regseg_jax.command import run_command
-from regseg_jax.field_of_view import LayerFieldOfView
-from regseg_jax.models import RegSeg, create_model
+from regseg_jax.models import RegSeg, create_model, field_of_view
+from regseg_jax.models.field_of_view import LayerFieldOfView
 from regseg_jax.models.layers import Conv
-from regseg_jax.tables import format_table
-from regseg_jax.visualize import save_png
+from regseg_jax.reports.charts import render_figure
+from regseg_jax.reports.pictures import save_png
+from regseg_jax.reports.tables import format_table
+from regseg_jax.runtime.command import run_command
 
 HEADERS = (
     *("block", "stride", "channels", "output", "rates", "rate bound", "field of view"),

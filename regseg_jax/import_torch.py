@@ -16,14 +16,14 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from regseg_jax import run
-from regseg_jax.checkpoint import CheckpointManager
-from regseg_jax.command import run_command
 from regseg_jax.config import claim_workdir, create_default_config, validate_config
 from regseg_jax.export.export import require_packages
 from regseg_jax.export.torch_weights import count_classes, from_torch
 from regseg_jax.models.variants import get_variant
-from regseg_jax.train_state import start_from
+from regseg_jax.runs import run
+from regseg_jax.runtime.command import run_command
+from regseg_jax.training.checkpoints import CheckpointManager
+from regseg_jax.training.train_state import start_from
 
 
 def import_torch(

@@ -6,10 +6,10 @@ python -m regseg_jax.main --config=configs/camvid.py --workdir=RUN [--mode=eval]
 from absl import flags
 from ml_collections import config_flags
 
-from regseg_jax.command import run_command
-from regseg_jax.evaluate import evaluate_run
-from regseg_jax.sharding import join_processes
-from regseg_jax.train import train
+from regseg_jax.runs.train import train
+from regseg_jax.runtime.command import run_command
+from regseg_jax.training.evaluation import evaluate_run
+from regseg_jax.training.sharding import join_processes
 
 
 def main(argv: list[str]) -> None:

@@ -18,12 +18,12 @@ from absl import flags
 from PIL import Image
 from tqdm import tqdm
 
-from regseg_jax import run
-from regseg_jax.command import run_command
 from regseg_jax.data.classes import ClassTable
-from regseg_jax.data.sources import list_images, load_image
-from regseg_jax.submission import check_whole, compute_fingerprint, write_label_ids
-from regseg_jax.visualize import draw_overlay, save_png
+from regseg_jax.data.sources.source import list_images, load_image
+from regseg_jax.prediction.submission import check_whole, compute_fingerprint, write_label_ids
+from regseg_jax.reports.pictures import draw_overlay, save_png
+from regseg_jax.runs import run
+from regseg_jax.runtime.command import run_command
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,7 +34,7 @@ def create_config(data_dir: str) -> ConfigDict:
 
 
 def main(argv: list[str]) -> None:
-    from regseg_jax.train import train
+    from regseg_jax.runs.train import train
 
     workdir, data_dir = argv
     if hasattr(os, "sched_setaffinity"):  # not on macOS; before JAX starts its threads
@@ -43,7 +43,7 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    from regseg_jax.command import run_command
+    from regseg_jax.runtime.command import run_command
 
     assert small_run
     run_command(main, "cityscapes_run")

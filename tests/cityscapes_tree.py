@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from regseg_jax.data.classes import CAMVID, IGNORE_LABEL
-from regseg_jax.data.synthetic import draw_scene
+from regseg_jax.data.synthetic.scenes import draw_scene
 
 # The classes of the drawn scenes, in Cityscapes' raw label ids.
 LABEL_IDS = {

@@ -60,13 +60,13 @@ def main(argv: list[str]) -> None:
     for override in overrides:
         key, value = override.split("=")
         config.update_from_flattened_dict({key: type(_get(config, key))(value)})
-    from regseg_jax.train import train
+    from regseg_jax.runs.train import train
 
     if hasattr(os, "sched_setaffinity"):  # not on macOS; before JAX starts its threads
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
     if "JAX_PROCESS_ID" in os.environ:
-        from regseg_jax.sharding import join_processes
+        from regseg_jax.training.sharding import join_processes
 
         join_processes()
     train(config, workdir)
@@ -79,6 +79,6 @@ def _get(config: ConfigDict, key: str) -> object:
 
 
 if __name__ == "__main__":
-    from regseg_jax.command import run_command
+    from regseg_jax.runtime.command import run_command
 
     run_command(main, "small_run")

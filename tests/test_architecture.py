@@ -70,33 +70,33 @@ LAYERS = {
         *("models.backbones", "models.blocks", "models.decoders", "models.layers"),
         *("models.variants", "ops.resize"),
     },
-    "losses": set(),
-    "metrics": set(),
-    "field_of_view": {"models.variants"},
+    "models.field_of_view": {"models.variants"},
+    "training.losses": set(),
+    "training.metrics": set(),
 }
 
 # Packages that stay in few places, so that they can be replaced there.
 PLACES = {
-    "orbax": ("checkpoint",),
+    "orbax": ("training.checkpoints",),
     "ml_collections": (
-        *("train", "evaluate", "config", "run", "main", "import_torch", "search"),
-        "input_benchmark",
+        *("runs.train", "training.evaluation", "runs.run"),
+        *("config", "main", "import_torch", "search", "benchmark.input"),
     ),
     "torch": ("export",),
     "onnx": ("export",),
     "onnxruntime": ("export",),
     "grain": ("data.pipeline",),
-    "tensorboardX": ("metric_writer",),
+    "tensorboardX": ("reports.metric_writer",),
     "tensorflow": (),
 }
 
 # Whole parts that little else needs, and who may use them. A search is a run like any other, so
-# run.py makes its model and optimizer, train.py keeps what it found, and init_from.py knows which
-# parameters other runs do not have.
+# runs.run makes its model and optimizer, runs.train keeps what it found, and
+# runs.initial_weights knows which parameters other runs do not have.
 LEAVES = {
-    "search": ("search", "run", "train", "init_from"),
+    "search": ("search", "runs.run", "runs.train", "runs.initial_weights"),
     "export": (
-        *("export", "import_torch", "init_from"),
+        *("export", "import_torch", "runs.initial_weights"),
         *("benchmark.torch_backend", "benchmark.__main__"),
     ),
 }
@@ -106,7 +106,7 @@ def test_the_reader_sees_every_form_of_import():
     source = "import a.b as c, d\nfrom e.f import g, h as i\ndef f():\n    from j import k\n"
     assert _imports(source) == {"a.b", "d", "e.f.g", "e.f.h", "j.k"}
     assert "models.variants" in _project_imports("models.regseg")  # a module from a package
-    assert "models" in _project_imports("train_state")  # a name from a package
+    assert "models" in _project_imports("training.train_state")  # a name from a package
     with pytest.raises(AssertionError, match="in full"):
         _imports("from . import a")
 
@@ -123,7 +123,7 @@ def test_the_tables_of_the_models_know_only_python():
 
 @pytest.mark.parametrize("name", [name for name in FILES if _inside(name, "data")])
 def test_data_knows_neither_models_nor_jax(name):
-    assert all(_inside(module, "data", "files") for module in _project_imports(name))
+    assert all(_inside(module, "data", "runtime.files") for module in _project_imports(name))
     accelerated = {"jax"} if name in ("data.augment", "data.rand_augment") else set()
     assert _packages(name) & {"jax", "flax", "optax", "clu"} <= accelerated
 
@@ -136,7 +136,7 @@ def test_packages_stay_in_their_places(package):
 
 def test_flags_belong_to_the_commands():
     commands = {name for name, path in FILES.items() if "__main__" in path.read_text()}
-    for name in set(FILES) - commands - {"command"}:
+    for name in set(FILES) - commands - {"runtime.command"}:
         absl = {imported for imported in IMPORTS[name] if _inside(imported, "absl")}
         assert absl <= {"absl.logging"}, name
 

@@ -7,7 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from regseg_jax.config import validate_config
-from regseg_jax.run import create_augment_config, create_loss_fn, create_run_model
+from regseg_jax.runs.run import create_augment_config, create_loss_fn, create_run_model
 
 FOLDER = pathlib.Path(__file__).parents[1] / "configs"
 FILES = sorted(path.stem for path in FOLDER.glob("*.py"))

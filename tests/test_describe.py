@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from regseg_jax import describe, field_of_view
-from regseg_jax.models import create_model, variants
+from regseg_jax import describe
+from regseg_jax.models import create_model, field_of_view, variants
 
 ROOT = pathlib.Path(__file__).parents[1]
 

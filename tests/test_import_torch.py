@@ -9,13 +9,13 @@ import torch
 from PIL import Image
 from small_import import NAME, NUM_CLASSES
 
-from regseg_jax import run
 from regseg_jax.config import create_default_config
 from regseg_jax.data import classes
 from regseg_jax.export.export import export_run
 from regseg_jax.export.torch_model import create_torch_model
 from regseg_jax.import_torch import import_torch
 from regseg_jax.predict import predict
+from regseg_jax.runs import run
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -163,7 +163,7 @@ def test_a_failure_while_writing_leaves_nothing_behind(workdir, tmp_path, monkey
     def fail(*_):
         raise OSError("the disk is full")
 
-    monkeypatch.setattr("regseg_jax.checkpoint.CheckpointManager.save", fail)
+    monkeypatch.setattr("regseg_jax.training.checkpoints.CheckpointManager.save", fail)
     with pytest.raises(OSError, match="disk is full"):
         import_torch(workdir.parent / "weights.pth", NAME, NUM_CLASSES, tmp_path / "run")
     assert not any(tmp_path.iterdir())

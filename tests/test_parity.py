@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from regseg_jax.export.torch_weights import from_torch, to_torch
-from regseg_jax.losses import cross_entropy
 from regseg_jax.models import create_model
+from regseg_jax.training.losses import cross_entropy
 
 VARIANTS = (
     "exp48_decoder26",

@@ -17,10 +17,10 @@ from regseg_jax.benchmark.workload import (
     Workload,
 )
 from regseg_jax.config import PRECISIONS
-from regseg_jax.losses import cross_entropy
-from regseg_jax.optim import create_optimizer
-from regseg_jax.steps import create_train_step
-from regseg_jax.train_state import start_from
+from regseg_jax.training.losses import cross_entropy
+from regseg_jax.training.optimizer import create_optimizer
+from regseg_jax.training.steps import create_train_step
+from regseg_jax.training.train_state import start_from
 
 
 def prepare_jax(workload: Workload, variables: Any, precision: str) -> Prepared:

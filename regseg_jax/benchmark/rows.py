@@ -16,9 +16,9 @@ from tqdm import tqdm
 
 from regseg_jax.benchmark.jax_backend import prepare_jax
 from regseg_jax.benchmark.peaks import find_peak
+from regseg_jax.benchmark.timing import check_difference, describe_error, summarize
 from regseg_jax.benchmark.workload import TOLERANCES, Prepared, Workload, compare
-from regseg_jax.tables import format_table
-from regseg_jax.timing import check_difference, describe_error, summarize
+from regseg_jax.reports.tables import format_table
 
 BACKENDS = ("jax", "torch")
 _HEADERS = (

@@ -17,8 +17,8 @@ import zlib
 import numpy as np
 from tqdm import tqdm
 
-from regseg_jax.data.sources import Example, Fingerprint, Source
-from regseg_jax.files import write_json
+from regseg_jax.data.sources.source import Example, Fingerprint, Source
+from regseg_jax.runtime.files import write_json
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,8 +9,8 @@ import zipfile
 import numpy as np
 from tqdm import tqdm
 
-from regseg_jax.data.sources import Source
-from regseg_jax.files import replacing
+from regseg_jax.data.sources.source import Source
+from regseg_jax.runtime.files import replacing
 
 # For each class i32[n, 3]: rows of (example, row, column).
 Centroids = tuple[np.ndarray, ...]

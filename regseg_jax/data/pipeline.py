@@ -14,7 +14,7 @@ import numpy as np
 
 from regseg_jax.data.classes import IGNORE_LABEL
 from regseg_jax.data.sampling import Sampler
-from regseg_jax.data.sources import Source
+from regseg_jax.data.sources.source import Source
 
 Batch = dict[str, np.ndarray]
 

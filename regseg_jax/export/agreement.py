@@ -23,16 +23,16 @@ try:
 except ImportError as error:
     sys.exit(f"regseg_jax.export.agreement: error: {error}; pip install -r requirements-dev.txt")
 
-from regseg_jax import run
-from regseg_jax.command import run_command
-from regseg_jax.data.sources import load_image
-from regseg_jax.environment import describe_environment
+from regseg_jax.data.sources.source import load_image
 from regseg_jax.export import onnx_format, stablehlo_format, torch_format
 from regseg_jax.export.export import create_metadata
 from regseg_jax.export.torch_model import fuse_batch_norm
-from regseg_jax.files import check_new, write_json
 from regseg_jax.predict import find_images
-from regseg_jax.tables import format_table
+from regseg_jax.reports.tables import format_table
+from regseg_jax.runs import run
+from regseg_jax.runtime.command import run_command
+from regseg_jax.runtime.environment import describe_environment
+from regseg_jax.runtime.files import check_new, write_json
 
 Forward = Callable[[np.ndarray], np.ndarray]  # f32[1, H, W, 3] -> f32[1, H, W, num_classes]
 

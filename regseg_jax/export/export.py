@@ -8,8 +8,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from regseg_jax.data.augment import MEAN, STD
-from regseg_jax.files import check_new, replacing
-from regseg_jax.run import TrainedRun, get_class_table, load_run
+from regseg_jax.runs.run import TrainedRun, get_class_table, load_run
+from regseg_jax.runtime.files import check_new, replacing
 
 # The packages that each format needs beside those of requirements.txt.
 FORMATS = {"torch": ("torch",), "onnx": ("torch", "onnx"), "stablehlo": ("flatbuffers",)}

@@ -20,6 +20,13 @@ try:
 except ImportError:
     sys.exit("regseg_jax.export.torch_benchmark: error: it needs torch; pip install torch")
 
+from regseg_jax.benchmark.timing import (
+    check_difference,
+    describe_error,
+    describe_run,
+    read_cpu_name,
+    summarize,
+)
 from regseg_jax.export.torch_forms import (
     DTYPES,
     Form,
@@ -38,15 +45,8 @@ from regseg_jax.export.torch_model import (
     load_state_dict_file,
     load_weights,
 )
-from regseg_jax.files import check_new, write_json
-from regseg_jax.tables import format_table
-from regseg_jax.timing import (
-    check_difference,
-    describe_error,
-    describe_run,
-    read_cpu_name,
-    summarize,
-)
+from regseg_jax.reports.tables import format_table
+from regseg_jax.runtime.files import check_new, write_json
 
 # Frames per second on a T4, version 3 and version 2 of the paper, by image size.
 PAPER_FPS = {(1024, 2048): (37, 30), (720, 960): (112, 70)}

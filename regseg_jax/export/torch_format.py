@@ -17,8 +17,8 @@ from regseg_jax.export.torch_model import (
     load_weights,
 )
 from regseg_jax.export.torch_weights import to_torch
-from regseg_jax.files import write_json
-from regseg_jax.run import TrainedRun
+from regseg_jax.runs.run import TrainedRun
+from regseg_jax.runtime.files import write_json
 
 # PyTorch counts the batches that each batch norm saw; Flax has no place for it. A run that was
 # imported keeps the counts that it came with in this file, by their names in the state dict.

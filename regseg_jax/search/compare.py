@@ -22,17 +22,17 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict, config_flags
 from PIL import Image
 
-from regseg_jax.charts import render_figure
-from regseg_jax.command import run_command
 from regseg_jax.config import check_same_run, load_config, validate_config
-from regseg_jax.environment import describe_environment
-from regseg_jax.field_of_view import compute_field_of_view, max_dilation_rate, widen
-from regseg_jax.files import write_json
 from regseg_jax.models import variants
+from regseg_jax.models.field_of_view import compute_field_of_view, max_dilation_rate, widen
+from regseg_jax.reports.charts import render_figure
+from regseg_jax.reports.pictures import save_png
+from regseg_jax.reports.tables import format_table
+from regseg_jax.runs.train import train
+from regseg_jax.runtime.command import run_command
+from regseg_jax.runtime.environment import describe_environment
+from regseg_jax.runtime.files import write_json
 from regseg_jax.search.rate_search import searched_layers
-from regseg_jax.tables import format_table
-from regseg_jax.train import train
-from regseg_jax.visualize import save_png
 
 RATES = ("searched", "hand-tuned", "random")
 

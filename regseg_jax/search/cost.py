@@ -13,20 +13,20 @@ import jax.numpy as jnp
 from absl import flags
 from tqdm import tqdm
 
+from regseg_jax.benchmark.timing import summarize
 from regseg_jax.benchmark.workload import Workload, create_workload
-from regseg_jax.command import run_command
 from regseg_jax.describe import parse_size
-from regseg_jax.environment import describe_environment
-from regseg_jax.files import check_new, write_json
-from regseg_jax.losses import cross_entropy
 from regseg_jax.models import create_model, variants
-from regseg_jax.optim import create_learning_rate_fn, create_optimizer
+from regseg_jax.reports.tables import format_table
+from regseg_jax.runtime.command import run_command
+from regseg_jax.runtime.environment import describe_environment
+from regseg_jax.runtime.files import check_new, write_json
 from regseg_jax.search.rate_search import RateSearch, create_search_optimizer, searched_layers
 from regseg_jax.search.searched_conv import create_dilated_conv
-from regseg_jax.steps import create_train_step, descend
-from regseg_jax.tables import format_table
-from regseg_jax.timing import summarize
-from regseg_jax.train_state import create_train_state
+from regseg_jax.training.losses import cross_entropy
+from regseg_jax.training.optimizer import create_learning_rate_fn, create_optimizer
+from regseg_jax.training.steps import create_train_step, descend
+from regseg_jax.training.train_state import create_train_state
 
 _NAMES = ("fixed", "searched")
 _MILLISECONDS = ("median_ms", "p5_ms", "p95_ms")

@@ -10,15 +10,15 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from regseg_jax.charts import render_figure
-from regseg_jax.field_of_view import compute_field_of_view
-from regseg_jax.files import write_json
-from regseg_jax.metric_writer import METRICS_FILE, read_metrics
 from regseg_jax.models import variants
+from regseg_jax.models.field_of_view import compute_field_of_view
+from regseg_jax.reports.charts import render_figure
+from regseg_jax.reports.metric_writer import METRICS_FILE, read_metrics
+from regseg_jax.reports.pictures import save_png
+from regseg_jax.reports.tables import format_table
+from regseg_jax.runtime.files import write_json
 from regseg_jax.search.rate_search import RateSearch
-from regseg_jax.tables import format_table
-from regseg_jax.train_state import TrainState
-from regseg_jax.visualize import save_png
+from regseg_jax.training.train_state import TrainState
 
 FOUND_FILE = "found.json"
 RATES_PICTURE = "rates.png"

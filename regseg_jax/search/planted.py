@@ -22,16 +22,16 @@ from jax import Array
 from PIL import Image
 from tqdm import tqdm
 
-from regseg_jax.command import run_command
 from regseg_jax.data import classes
-from regseg_jax.data.sources import load_camvid
-from regseg_jax.environment import describe_environment
-from regseg_jax.files import check_new, write_json
+from regseg_jax.data.sources.source import load_camvid
 from regseg_jax.ops.continuous_conv import continuous_conv
 from regseg_jax.ops.conv import grouped_conv
-from regseg_jax.optim import create_learning_rate_fn
+from regseg_jax.reports.tables import format_table
+from regseg_jax.runtime.command import run_command
+from regseg_jax.runtime.environment import describe_environment
+from regseg_jax.runtime.files import check_new, write_json
 from regseg_jax.search.rate_search import compute_tap_width
-from regseg_jax.tables import format_table
+from regseg_jax.training.optimizer import create_learning_rate_fn
 
 PLANTED_RATES = ((1, 3), (2, 7), (4, 12))
 IMAGE_SIZE = (90, 120)

@@ -20,12 +20,11 @@ from flax.traverse_util import flatten_dict, path_aware_map, unflatten_dict
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
-from regseg_jax import field_of_view
-from regseg_jax.field_of_view import LayerFieldOfView
-from regseg_jax.models import RegSeg, variants
-from regseg_jax.optim import create_learning_rate_fn
+from regseg_jax.models import RegSeg, field_of_view, variants
+from regseg_jax.models.field_of_view import LayerFieldOfView
 from regseg_jax.search.searched_conv import RATES, TAP_WIDTH, create_dilated_conv
-from regseg_jax.steps import descend
+from regseg_jax.training.optimizer import create_learning_rate_fn
+from regseg_jax.training.steps import descend
 
 Params = dict[str, Any]
 

@@ -10,7 +10,7 @@ from PIL import Image
 from regseg_jax.data import augment
 from regseg_jax.data.augment import AugmentConfig, Placement
 from regseg_jax.data.classes import CAMVID, IGNORE_LABEL
-from regseg_jax.data.sources import load_camvid
+from regseg_jax.data.sources.source import load_camvid
 
 CROP = (48, 64)
 # Resized size and start of the crop: every mixture of cropping, padding, down- and upscaling of

@@ -10,7 +10,7 @@ from PIL import Image
 from regseg_jax.data import cache
 from regseg_jax.data.cache import load_cached
 from regseg_jax.data.classes import CAMVID
-from regseg_jax.data.sources import FolderSource
+from regseg_jax.data.sources.source import FolderSource
 
 SIZES = ((4, 6), (5, 3), (4, 6))
 

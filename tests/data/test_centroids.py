@@ -5,7 +5,7 @@ from PIL import Image
 from regseg_jax.data import centroids as centroids_module
 from regseg_jax.data.centroids import find_centroids, load_centroids
 from regseg_jax.data.classes import create_class_table
-from regseg_jax.data.sources import FolderSource
+from regseg_jax.data.sources.source import FolderSource
 
 TABLE = create_class_table("three", [(i, f"c{i}", (i, 0, 0), i) for i in range(3)])
 

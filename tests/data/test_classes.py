@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from regseg_jax.data.classes import CAMVID, CITYSCAPES, IGNORE_LABEL, create_class_table
-from regseg_jax.data.sources import load_camvid
+from regseg_jax.data.sources.source import load_camvid
 
 # The order of the SegNet edition's label values.
 SEGNET_ORDER = (

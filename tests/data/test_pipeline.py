@@ -12,7 +12,7 @@ from regseg_jax.data.pipeline import (
     create_train_iterator,
 )
 from regseg_jax.data.sampling import ClassUniformEpochs, ShuffledEpochs
-from regseg_jax.data.sources import FolderSource
+from regseg_jax.data.sources.source import FolderSource
 
 ALONE = ProcessShare(index=0, count=1)
 NUM_EXAMPLES = 11

@@ -11,8 +11,8 @@ from regseg_jax.data import augment, rand_augment
 from regseg_jax.data.augment import AugmentConfig, Placement
 from regseg_jax.data.classes import CAMVID, IGNORE_LABEL
 from regseg_jax.data.rand_augment import MAX_CHANGE, MAX_DEGREES, OPERATIONS, Box
-from regseg_jax.data.sources import load_camvid
-from regseg_jax.data.synthetic import SyntheticScenes
+from regseg_jax.data.sources.source import load_camvid
+from regseg_jax.data.synthetic.scenes import SyntheticScenes
 
 MAGNITUDE = 0.2
 FILL = (124, 116, 104)  # of whole grey levels, as Pillow needs it

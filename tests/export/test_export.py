@@ -11,12 +11,12 @@ import small_import
 import torch
 from small_import import NAME, NUM_CLASSES
 
-from regseg_jax import run
 from regseg_jax.data.augment import MEAN, STD
 from regseg_jax.data.classes import CAMVID
 from regseg_jax.export import export, torch_format
 from regseg_jax.export.export import export_run, write_new_file
 from regseg_jax.export.torch_model import create_torch_model, load_state_dict_file
+from regseg_jax.runs import run
 
 
 @pytest.fixture(autouse=True, scope="module")

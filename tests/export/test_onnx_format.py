@@ -9,12 +9,12 @@ import pytest
 import small_import
 import torch
 
-from regseg_jax import run
 from regseg_jax.data.augment import MEAN, STD
 from regseg_jax.data.classes import CAMVID
 from regseg_jax.export import onnx_format
 from regseg_jax.export.export import export_run
 from regseg_jax.export.torch_model import create_torch_model
+from regseg_jax.runs import run
 
 
 @pytest.fixture(autouse=True, scope="module")

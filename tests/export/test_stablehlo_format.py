@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import small_import
 
-from regseg_jax import run
 from regseg_jax.data.augment import MEAN, STD
 from regseg_jax.data.classes import CAMVID
 from regseg_jax.export import stablehlo_format
 from regseg_jax.export.export import export_run
 from regseg_jax.models import create_model
 from regseg_jax.models.variants import get_variant
+from regseg_jax.runs import run
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -3,9 +3,8 @@ import types
 
 import pytest
 
-from regseg_jax import field_of_view
 from regseg_jax.config import claim_workdir, create_default_config
-from regseg_jax.models import variants
+from regseg_jax.models import field_of_view, variants
 from regseg_jax.search import compare
 
 

@@ -7,9 +7,7 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from regseg_jax import field_of_view
-from regseg_jax.models import RegSeg, variants
-from regseg_jax.optim import create_optimizer
+from regseg_jax.models import RegSeg, field_of_view, variants
 from regseg_jax.search.rate_search import (
     RateSearch,
     clamp_rates,
@@ -19,7 +17,8 @@ from regseg_jax.search.rate_search import (
     searched_layers,
 )
 from regseg_jax.search.searched_conv import SearchedConv
-from regseg_jax.steps import descend
+from regseg_jax.training.optimizer import create_optimizer
+from regseg_jax.training.steps import descend
 
 
 @pytest.fixture(scope="module")

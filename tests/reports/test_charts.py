@@ -1,0 +1,59 @@
+import numpy as np
+import pytest
+
+from regseg_jax.data.classes import CAMVID
+from regseg_jax.reports import charts
+
+
+def test_curves_follow_the_values():
+    def draw(*losses):
+        records = [{"step": step, "train/loss": loss} for step, loss in enumerate(losses)]
+        return np.asarray(charts.draw_curves(records, "val"))
+
+    assert draw(1.0, 0.5, 0.2).shape == (900, 1000, 3)
+    assert (draw(1.0, 0.5, 0.2) != draw(1.0, 0.7, 0.2)).any()
+
+
+def test_curves_take_records_of_any_kind():
+    records = [
+        {"step": 1, "time": "t", "train/loss": 1.5, "train/learning_rate": 0.1},
+        {"step": 2, "time": "t", "train/loss": None, "train/learning_rate": 0.2},
+        {"step": 2, "time": "t", "val/mean_iou": None},
+        {"step": 4, "time": "t", "val/mean_iou": 0.25},
+    ]
+    charts.draw_curves(records, "val")
+    charts.draw_curves([], "val")
+
+
+def test_the_curve_is_that_of_the_split():
+    def draw(split):
+        records = [{"step": 1, f"{split}/mean_iou": 0.2}, {"step": 2, f"{split}/mean_iou": 0.4}]
+        return np.asarray(charts.draw_curves(records, "test_trained_on"))
+
+    assert (draw("test_trained_on") != draw("val")).any()
+
+
+def test_class_iou_is_sorted_and_marks_absent_classes(monkeypatch):
+    figures = []
+    render = charts.render_figure
+    monkeypatch.setattr(charts, "render_figure", lambda f: figures.append(f) or render(f))
+    iou = np.linspace(0.1, 0.9, CAMVID.num_classes)
+    iou[4] = np.nan
+    picture = charts.draw_class_iou(iou, CAMVID)
+    assert picture.width == 800
+    (axes,) = figures[0].axes
+    names = [tick.get_text() for tick in axes.get_yticklabels()]
+    assert names == [*(CAMVID.class_names[i] for i in (10, 9, 8, 7, 6, 5, 3, 2, 1, 0)), "sign"]
+    labels = [text.get_text() for text in axes.texts]
+    assert labels[0] == "90.0"
+    assert labels[-1] == "absent"
+    assert axes.get_title() == "mean IoU 50.80 over 10 classes"
+
+
+def test_class_iou_draws_when_every_class_is_absent():
+    charts.draw_class_iou(np.full(CAMVID.num_classes, np.nan), CAMVID)
+
+
+def test_class_iou_wants_a_value_for_each_class():
+    with pytest.raises(ValueError, match=r"shape \(3,\).*11 classes"):
+        charts.draw_class_iou(np.zeros(3), CAMVID)

@@ -1,0 +1,164 @@
+import functools
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from regseg_jax.training.losses import (
+    bootstrapped_cross_entropy,
+    compute_pixel_losses,
+    cross_entropy,
+)
+
+NUM_CLASSES = 5
+
+# The value and its gradient; every argument is traced, so that each compiles once a shape.
+CROSS_ENTROPY = jax.jit(jax.value_and_grad(cross_entropy))
+BOOTSTRAPPED = jax.jit(jax.value_and_grad(bootstrapped_cross_entropy))
+
+
+def _random_case(seed: int, scale: float = 3) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    logits = scale * rng.standard_normal((8, 6, 7, NUM_CLASSES)).astype(np.float32)
+    labels = rng.integers(0, NUM_CLASSES, (8, 6, 7))
+    labels[rng.random(labels.shape) < 0.2] = 255
+    return logits, labels
+
+
+def _pixel_losses(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Cross-entropy in float64, by its definition."""
+    logits = logits.astype(np.float64)
+    log_sum = np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1)) + logits.max(-1)
+    ignored = labels == 255
+    of_label = np.take_along_axis(logits, np.where(ignored, 0, labels)[..., None], -1)[..., 0]
+    return np.where(ignored, 0, log_sum - of_label)
+
+
+def _bootstrapped(
+    logits: np.ndarray, labels: np.ndarray, min_pixels: int, threshold: float
+) -> float:
+    """Sorts all losses: the mean of those above the threshold, or of the first min_pixels."""
+    losses = np.sort(_pixel_losses(logits, labels).ravel())[::-1]
+    if losses[min_pixels] > threshold:
+        return losses[losses > threshold].mean()
+    return losses[:min_pixels].mean()
+
+
+def test_cross_entropy_against_its_definition():
+    logits, labels = _random_case(0)
+    losses = jax.jit(compute_pixel_losses)(logits, labels)
+    np.testing.assert_allclose(losses, _pixel_losses(logits, labels), rtol=1e-5, atol=1e-6)
+    assert (np.asarray(losses)[labels == 255] == 0).all()
+    expected = _pixel_losses(logits, labels).sum() / (labels != 255).sum()
+    np.testing.assert_allclose(CROSS_ENTROPY(logits, labels)[0], expected, rtol=1e-6)
+
+
+def test_another_ignore_label():
+    logits, labels = _random_case(0)
+    other = np.where(labels == 255, -1, labels)
+    expected, _ = CROSS_ENTROPY(logits, labels)
+    np.testing.assert_allclose(CROSS_ENTROPY(logits, other, -1)[0], expected, rtol=1e-6)
+    expected, _ = BOOTSTRAPPED(logits, labels, 20)
+    result, _ = BOOTSTRAPPED(logits, other, 20, ignore_label=-1)
+    np.testing.assert_allclose(result, expected, rtol=1e-6)
+
+
+def test_ignored_pixels_have_no_influence():
+    logits, labels = _random_case(1)
+    changed = np.where((labels == 255)[..., None], -7 * logits + 3, logits)
+    for loss_and_grad in (CROSS_ENTROPY, functools.partial(BOOTSTRAPPED, min_pixels=30)):
+        loss, grad = loss_and_grad(logits, labels)
+        assert loss_and_grad(changed, labels)[0] == loss
+        assert not np.asarray(grad)[labels == 255].any()
+        assert np.asarray(grad)[labels != 255].any()
+
+
+def test_extreme_logits_stay_finite():
+    logits = np.array([[[[1e4, -1e4, 0, 0, 0], [-1e4, 1e4, 0, 0, 0]]]], np.float32)
+    labels = np.zeros((1, 1, 2), int)
+    loss, grad = CROSS_ENTROPY(logits, labels)
+    assert loss == pytest.approx(1e4)  # of 0 and 2e4
+    assert np.isfinite(grad).all()
+
+
+@pytest.mark.parametrize("min_pixels", [1, 20, 8 * 6 * 7])
+def test_all_ignored_is_zero_with_a_finite_gradient(min_pixels):
+    logits, labels = _random_case(2)
+    labels = np.full_like(labels, 255)
+    for loss_and_grad in (CROSS_ENTROPY, functools.partial(BOOTSTRAPPED, min_pixels=min_pixels)):
+        loss, grad = loss_and_grad(logits, labels)
+        assert loss == 0
+        assert not np.asarray(grad).any()
+
+
+# min_pixels, threshold: many hard pixels, few, none, and every K at the ends.
+@pytest.mark.parametrize(
+    ("min_pixels", "threshold"),
+    [(20, 0.3), (100, 6.0), (100, 1e6), (1, 1e6), (1, 0.3), (334, 0.0), (300, 3.0)],
+)
+@pytest.mark.parametrize("seed", [3, 4])
+def test_bootstrapped_against_a_sort(min_pixels, threshold, seed):
+    logits, labels = _random_case(seed)
+    loss, _ = BOOTSTRAPPED(logits, labels, min_pixels, threshold)
+    expected = _bootstrapped(logits, labels, min_pixels, threshold)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("min_pixels", [1, 8, 40, 130, 200, 300])
+def test_bootstrapped_with_ties_against_a_sort(min_pixels):
+    """Whole images share their pixels' logits, so that the K-th loss is one of many equal ones."""
+    logits, labels = _random_case(5)
+    logits, labels = np.broadcast_to(logits[:, :1, :1], logits.shape), labels[:, :1, :1]
+    labels = np.array(np.broadcast_to(labels, logits.shape[:-1]))
+    labels[:2] = [[[0]], [[1]]]
+    labels[7] = 255
+    logits = np.array(logits)
+    logits[1] = np.roll(logits[0], 1, axis=-1)  # the losses of images 0 and 1 are equal too
+    expected = _bootstrapped(logits, labels, min_pixels, 1e6)
+    loss, grad = BOOTSTRAPPED(logits, labels, min_pixels, 1e6)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    # The gradient is that of K pixels' mean: ties share it equally.
+    norms = np.linalg.norm(grad, axis=-1)
+    for image_norms in norms:
+        np.testing.assert_allclose(image_norms, image_norms[0, 0], rtol=1e-5, atol=1e-8)
+
+
+def test_bootstrapped_gradient_is_that_of_the_hard_pixels():
+    logits, labels = _random_case(6)
+    losses = _pixel_losses(logits, labels)
+    _, grad = BOOTSTRAPPED(logits, labels, 20, 0.5)
+    touched = np.abs(np.asarray(grad)).max(-1) > 0
+    np.testing.assert_array_equal(touched, losses > 0.5)
+
+
+@pytest.mark.parametrize("min_pixels", [20, 330])
+def test_same_loss_on_eight_devices(min_pixels):
+    logits, labels = _random_case(7)
+    mesh = Mesh(np.array(jax.devices()), ("data",))
+    sharded = jax.device_put((logits, labels), NamedSharding(mesh, PartitionSpec("data")))
+    for loss_and_grad in (CROSS_ENTROPY, functools.partial(BOOTSTRAPPED, min_pixels=min_pixels)):
+        expected, expected_grad = loss_and_grad(logits, labels)
+        loss, grad = loss_and_grad(*sharded)
+        np.testing.assert_allclose(loss, expected, rtol=1e-6)
+        np.testing.assert_allclose(grad, expected_grad, rtol=1e-5, atol=1e-9)
+        assert len(grad.sharding.device_set) == 8
+
+
+@pytest.mark.parametrize("kind", ["hard", "easy"])
+@pytest.mark.parametrize("name", ["ce", "bootstrapped"])
+def test_as_the_authors_losses(golden_dir, kind, name):
+    expected = np.load(golden_dir / "training.npz")
+    rng = np.random.default_rng(7)
+    logits = 3 * rng.standard_normal((2, 19, 40, 50)).astype(np.float32)
+    labels = rng.integers(0, 19, (2, 40, 50))
+    labels[rng.random(labels.shape) < 0.1] = 255
+    if kind == "easy":
+        np.put_along_axis(logits, np.where(labels == 255, 0, labels)[:, None], 12.0, axis=1)
+    loss_and_grad = CROSS_ENTROPY
+    if name == "bootstrapped":
+        loss_and_grad = functools.partial(BOOTSTRAPPED, min_pixels=250, threshold=0.3)
+    loss, grad = loss_and_grad(logits.transpose(0, 2, 3, 1), labels)
+    np.testing.assert_allclose(loss, expected[f"{name}_{kind}_loss"], rtol=1e-5)
+    norm = np.linalg.norm(grad)
+    np.testing.assert_allclose(norm, expected[f"{name}_{kind}_grad_norm"], rtol=1e-5)

@@ -1,0 +1,408 @@
+import functools
+import importlib.util
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.training.dynamic_scale import DynamicScale
+from jax import Array
+from jax.sharding import Mesh
+
+from regseg_jax.data.augment import AugmentConfig, augment, normalize
+from regseg_jax.export.torch_weights import from_torch, to_torch
+from regseg_jax.models import RegSeg, create_model
+from regseg_jax.models.variants import Variant
+from regseg_jax.training.losses import cross_entropy
+from regseg_jax.training.optimizer import create_learning_rate_fn, create_optimizer
+from regseg_jax.training.sharding import replicate, shard_batch
+from regseg_jax.training.steps import (
+    AugmentFn,
+    create_eval_step,
+    create_score_fn,
+    create_train_step,
+)
+from regseg_jax.training.train_state import TrainState, create_train_state, start_from
+
+TX = create_optimizer(1e-4)
+LEARNING_RATE_FN = create_learning_rate_fn(0.05, 10, 2)
+AUGMENT_FN = functools.partial(augment, config=AugmentConfig((64, 64), 40, 90))
+# Half the seconds of the default; the steps themselves are few and small.
+QUICK_COMPILATION = {"xla_backend_optimization_level": 0}
+
+Step = Callable[[TrainState, dict[str, Array]], tuple[TrainState, dict[str, Array]]]
+
+
+@pytest.fixture(scope="module")
+def model(small_variant) -> RegSeg:
+    """The small backbone with the smallest decoder, for training steps take long to compile."""
+    return RegSeg(Variant("small_decoder12", small_variant.backbone, "decoder12"), num_classes=11)
+
+
+@pytest.fixture(scope="module")
+def batch() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 11, (8, 6, 8), np.uint8).repeat(8, axis=1).repeat(8, axis=2)
+    images = labels[..., None] * np.array([20, 13, 7]) + rng.integers(0, 40, (*labels.shape, 3))
+    labels[:, :5] = 255
+    return {"image": images.astype(np.uint8), "label": labels}
+
+
+@pytest.fixture(scope="module")
+def initial_state(model) -> TrainState:
+    """As `create_train_state` makes it, in numpy: nothing to compile, and no step can donate it."""
+    shapes = jax.eval_shape(lambda: create_train_state(model, TX, jax.random.key(0)))
+    rng = np.random.default_rng(0)
+
+    def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        if path[-1].key in ("scale", "var"):
+            return np.ones(leaf.shape, leaf.dtype)
+        if path[-1].key != "kernel":
+            return np.zeros(leaf.shape, leaf.dtype)
+        bound = np.prod(leaf.shape[:3]) ** -0.5
+        return rng.uniform(-bound, bound, leaf.shape).astype(leaf.dtype)
+
+    variables = jax.tree_util.tree_map_with_path(draw, shapes.variables)
+    opt_state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes.opt_state)
+    return TrainState(np.int32(0), **variables, opt_state=opt_state)
+
+
+def _compile_step(model: RegSeg, augment_fn: AugmentFn = AUGMENT_FN) -> Step:
+    """As training compiles it, but for the placement of the result."""
+    step = create_train_step(
+        model, TX, LEARNING_RATE_FN, cross_entropy, augment_fn, jax.random.key(1)
+    )
+    return jax.jit(step, donate_argnums=0, compiler_options=QUICK_COMPILATION)
+
+
+def _mesh(num_devices: int) -> Mesh:
+    return Mesh(np.array(jax.devices()[:num_devices]), ("data",))
+
+
+def _copy(state: TrainState, mesh: Mesh | None = None) -> TrainState:
+    return replicate(jax.tree.map(np.copy, state), mesh or _mesh(1))
+
+
+def _run(step: Step, state: TrainState, batch: dict[str, Array], num_steps: int) -> Any:
+    """The last state and the metrics of each step."""
+    history = []
+    for _ in range(num_steps):
+        state, metrics = step(state, batch)
+        history.append(jax.device_get(metrics))
+    return state, history
+
+
+@pytest.fixture(scope="module")
+def step(model) -> Step:
+    """In float32."""
+    return _compile_step(model)
+
+
+@pytest.fixture(scope="module")
+def on_one_device(step, initial_state, batch) -> Any:
+    return _run(step, _copy(initial_state), shard_batch(batch, _mesh(1)), 3)
+
+
+def _flat(tree: Any) -> np.ndarray:
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(jax.device_get(tree))])
+
+
+def test_shapes_of_the_initial_state(model):
+    def shapes(model: RegSeg) -> TrainState:
+        return jax.eval_shape(lambda: create_train_state(model, TX, jax.random.key(0)))
+
+    full, half = shapes(model), shapes(model.clone(dtype=jnp.float16))
+    assert full.step.dtype == jnp.int32
+    assert full.dynamic_scale is None
+    assert half.dynamic_scale.scale.shape == ()
+    assert full.variables == half.variables  # kept in float32 whatever the computation's dtype
+    assert {leaf.dtype for leaf in jax.tree.leaves(half.variables)} == {np.dtype("f4")}
+
+
+def test_a_step_changes_what_it_should(initial_state, on_one_device):
+    state, history = on_one_device
+    assert state.step == 3
+    assert history[0].keys() == {"loss", "learning_rate", "grad_norm", "loss_scale", "skipped"}
+    rates = [metrics["learning_rate"] for metrics in history]
+    np.testing.assert_allclose(rates, [LEARNING_RATE_FN(i) for i in range(3)], rtol=1e-6)
+    assert all(metrics["loss_scale"] == 1 and not metrics["skipped"] for metrics in history)
+    assert all(metrics["grad_norm"] > 0 for metrics in history)
+    assert 1 < history[0]["loss"] < 4  # ln 11 = 2.4 for a network that knows nothing
+    for new, old in zip(
+        jax.tree.leaves(state.variables), jax.tree.leaves(initial_state.variables), strict=True
+    ):
+        assert (np.asarray(new) != old).any()
+
+
+@pytest.fixture(scope="module")
+def run_in_float64(model, initial_state, batch) -> Callable[[int], Any]:
+    """Three steps on a number of devices, in float64 and without augmentation.
+
+    In float32 three steps blow the rounding of another order of summation up to 1e-3, and an
+    error in the sums over devices would not show.
+    """
+
+    def normalize_only(images: Array, labels: Array, rng: Array) -> tuple[Array, Array]:
+        return images.astype(jnp.float64) / 128 - 1, labels.astype(jnp.int32)
+
+    def widen(leaf: np.ndarray) -> np.ndarray:
+        return leaf.astype(np.float64) if leaf.dtype == np.float32 else leaf
+
+    @functools.cache
+    def run(num_devices: int) -> Any:
+        mesh = _mesh(num_devices)
+        with jax.enable_x64(True):
+            step = _compile_step(model.clone(dtype=jnp.float64), normalize_only)
+            state = _copy(jax.tree.map(widen, initial_state), mesh)
+            return _run(step, state, shard_batch(batch, mesh), 3)
+
+    return run
+
+
+@pytest.mark.parametrize("num_devices", [pytest.param(2, marks=pytest.mark.slow), 8])
+def test_same_steps_on_any_number_of_devices(run_in_float64, num_devices):
+    expected_state, expected_history = run_in_float64(1)
+    state, history = run_in_float64(num_devices)
+    for key in ("loss", "grad_norm"):
+        values = [metrics[key] for metrics in history]
+        expected = [metrics[key] for metrics in expected_history]
+        np.testing.assert_allclose(values, expected, rtol=1e-10)
+    for name in ("params", "batch_stats", "opt_state"):
+        values, expected = _flat(getattr(state, name)), _flat(getattr(expected_state, name))
+        assert values.dtype == np.float64
+        np.testing.assert_allclose(values, expected, rtol=1e-8, atol=1e-10)
+    leaves = jax.tree.leaves(state.params)
+    assert all(len(leaf.sharding.device_set) == num_devices for leaf in leaves)
+    assert all(leaf.sharding.is_fully_replicated for leaf in leaves)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_devices", [2, 8])
+def test_same_loss_in_float32(step, initial_state, batch, on_one_device, num_devices):
+    mesh = _mesh(num_devices)
+    _, history = _run(step, _copy(initial_state, mesh), shard_batch(batch, mesh), 1)
+    np.testing.assert_allclose(history[0]["loss"], on_one_device[1][0]["loss"], rtol=1e-5)
+
+
+def test_the_state_is_donated(step, initial_state, batch, on_one_device):
+    state = _copy(initial_state)
+    next_state, metrics = step(state, shard_batch(batch, _mesh(1)))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
+    assert np.isfinite(_flat(next_state)).all()
+    assert metrics["loss"] == on_one_device[1][0]["loss"]
+
+
+def test_bfloat16_is_near_float32(model, initial_state, batch, on_one_device):
+    step = _compile_step(model.clone(dtype=jnp.bfloat16))
+    state, history = _run(step, _copy(initial_state), shard_batch(batch, _mesh(1)), 3)
+    losses = [metrics["loss"] for metrics in history]
+    expected = [metrics["loss"] for metrics in on_one_device[1]]
+    np.testing.assert_allclose(losses, expected, rtol=0.02)
+    assert not np.array_equal(losses, expected)  # it was another precision
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {np.dtype("f4")}
+
+
+@pytest.fixture(scope="module")
+def half_step(model) -> Step:
+    return _compile_step(model.clone(dtype=jnp.float16))
+
+
+def _with_scale(state: TrainState, scale: float) -> TrainState:
+    dynamic_scale = DynamicScale(fin_steps=jnp.int32(5), scale=jnp.float32(scale))
+    return jax.device_get(state.replace(dynamic_scale=dynamic_scale))
+
+
+def test_float16_is_near_float32(half_step, initial_state, batch, on_one_device):
+    state = _with_scale(initial_state, 2.0**10)
+    state, history = _run(half_step, _copy(state), shard_batch(batch, _mesh(1)), 3)
+    assert not any(metrics["skipped"] for metrics in history)
+    assert all(metrics["loss_scale"] == 2**10 for metrics in history)
+    assert state.dynamic_scale.fin_steps == 8
+    for key, tolerance in (("loss", 0.005), ("grad_norm", 0.05)):
+        np.testing.assert_allclose(
+            [metrics[key] for metrics in history],
+            [metrics[key] for metrics in on_one_device[1]],
+            rtol=tolerance,
+        )
+
+
+def test_overflow_changes_nothing_but_scale_and_step(half_step, initial_state, batch):
+    batch = shard_batch(batch, _mesh(1))
+    # From a state with momentum, not from the zeros of the start.
+    state, _ = half_step(_copy(_with_scale(initial_state, 2.0**10)), batch)
+    state = _with_scale(jax.device_get(state), 2.0**100)
+    next_state, metrics = half_step(_copy(state), batch)
+    assert metrics["skipped"]
+    assert next_state.step == state.step + 1 == 2
+    assert next_state.dynamic_scale.scale == metrics["loss_scale"] == 2.0**99
+    assert next_state.dynamic_scale.fin_steps == 0
+    for name in ("params", "batch_stats", "opt_state"):
+        old, new = (jax.tree.leaves(getattr(s, name)) for s in (state, next_state))
+        assert len(old) > 10
+        for a, b in zip(old, new, strict=True):
+            assert a.tobytes() == np.asarray(b).tobytes()
+    # It recovers: with a scale that fits, the next step is taken.
+    state, metrics = half_step(_copy(_with_scale(next_state, 2.0**8)), batch)
+    assert not metrics["skipped"]
+    assert np.isfinite(_flat(state)).all()
+
+
+def test_eval_step_scores_at_the_labels_size_and_ignores(model, initial_state, batch):
+    def preprocess(images: Array) -> Array:
+        return normalize(images[:, ::2, ::2])  # the model sees another size than the labels'
+
+    labels = batch["label"].copy()
+    labels[-1] = 255  # a whole image, as evaluation's fillers are
+    eval_step = jax.jit(
+        create_eval_step(model, create_score_fn(model, preprocess)),
+        compiler_options=QUICK_COMPILATION,
+    )
+    mesh = _mesh(8)
+    predictions, matrix = eval_step(
+        replicate(initial_state.variables, mesh),
+        shard_batch({"image": batch["image"], "label": labels}, mesh),
+    )
+    assert predictions.shape == labels.shape
+    assert predictions.dtype == jnp.uint8
+    assert len(np.unique(predictions)) > 1
+    expected = np.zeros((11, 11), int)
+    scored = labels != 255
+    np.add.at(expected, (labels[scored], np.asarray(predictions)[scored]), 1)
+    np.testing.assert_array_equal(matrix.matrix, expected)
+    assert matrix.matrix.sum() == scored.sum() < labels.size
+
+
+class _LinearModel:
+    """Logits and statistics that are one product with the image."""
+
+    dtype = jnp.float32
+
+    def apply(self, variables: dict, images: Array, *, train: bool, mutable: list[str]) -> Any:
+        assert train
+        assert mutable == ["batch_stats"]
+        mean = variables["batch_stats"]["mean"]
+        stats = {"mean": mean + 0.1 * (images.mean((0, 1, 2)) - mean)}
+        return images @ variables["params"]["classifier"]["kernel"], {"batch_stats": stats}
+
+
+def test_the_average_follows_weights_and_statistics(batch):
+    tx = create_optimizer(0.0)
+    step = create_train_step(
+        _LinearModel(),
+        tx,
+        lambda step: 0.5,
+        cross_entropy,
+        lambda images, labels, rng: (images / 255, labels.astype(jnp.int32)),
+        jax.random.key(0),
+        ema_decay=0.25,
+    )
+    kernel = np.random.default_rng(0).standard_normal((3, 11)).astype(np.float32)
+    variables = {
+        "params": {"classifier": {"kernel": kernel}},
+        "batch_stats": {"mean": np.zeros(3, np.float32)},
+    }
+    state = start_from(_LinearModel(), tx, variables, with_ema=True)
+    step, expected = jax.jit(step, donate_argnums=0), variables
+    for decay in (1 / 10, 2 / 11, 0.25, 0.25):  # (1 + t) / (10 + t), then the one asked for
+        state, _ = step(state, batch)
+        expected = jax.tree.map(
+            lambda average, new, d=decay: d * average + (1 - d) * new, expected, state.variables
+        )
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-5), state.ema_variables, expected
+    )
+    for average, new in zip(
+        jax.tree.leaves(expected), jax.tree.leaves(state.variables), strict=True
+    ):
+        assert np.abs(average - new).max() > 1e-4
+    assert start_from(_LinearModel(), tx, variables).ema_variables is None
+
+
+class _MeanModel:
+    """Logits that depend on the left neighbour: a mirrored image gives others."""
+
+    def apply(self, variables: float, x: Array, *, train: bool) -> Array:
+        assert not train
+        return variables * (x + 0.5 * jnp.roll(x, 1, axis=2))
+
+
+def test_scores_over_scales_and_mirrored_images_are_mean_probabilities():
+    rng = np.random.default_rng(0)
+    images = rng.uniform(-1, 1, (2, 8, 12, 3)).astype(np.float32)
+    model, size = _MeanModel(), (16, 24)
+
+    def score(images: np.ndarray, **options: Any) -> Array:
+        score_fn = create_score_fn(model, lambda x: x, **options)
+        return jax.jit(score_fn, static_argnums=2)(2.0, images, size)
+
+    def upsample(x: Array) -> Array:
+        return jax.image.resize(x, (2, *size, 3), "bilinear")
+
+    logits = score(images)
+    np.testing.assert_allclose(
+        logits, upsample(model.apply(2.0, images, train=False)), rtol=1e-5, atol=1e-6
+    )
+    both = score(images, scales=(1.0, 1.5), flip=True)
+    np.testing.assert_allclose(both.sum(-1), 1, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        both,
+        score(images[:, :, ::-1], scales=(1.0, 1.5), flip=True)[:, :, ::-1],
+        rtol=1e-5,
+        atol=1e-6,
+    )
+    large = jax.image.resize(images, (2, 12, 18, 3), "bilinear")
+    expected = [
+        jax.nn.softmax(upsample(model.apply(2.0, x[:, :, ::flip], train=False))[:, :, ::flip])
+        for x in (images, large)
+        for flip in (1, -1)
+    ]
+    np.testing.assert_allclose(both, sum(expected) / 4, rtol=1e-5, atol=1e-6)
+
+
+def _load_fill(golden_dir: pathlib.Path) -> Any:
+    spec = importlib.util.spec_from_file_location("fill", golden_dir / "fill.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_six_steps_as_the_author(golden_dir):
+    """Losses and parameters of six steps of the author's training code, in float64.
+
+    Float32 parts from float64 by 5e-3 in these losses, in the author's code as in this.
+    """
+    golden = np.load(golden_dir / "training.npz")
+    fill = _load_fill(golden_dir)
+    shapes = json.loads((golden_dir / "state_dicts.json").read_text())["exp48_decoder26"]
+    state_dict = {
+        name: fill.fill(name, tuple(shape)).astype(np.float64) for name, shape in shapes.items()
+    }
+    images, labels = fill.inputs()
+    batch = {
+        "image": images["odd"].transpose(0, 2, 3, 1)[:, :192, :256],  # normalised already
+        "label": labels[:, :192, :256].astype(np.int32),
+    }
+    with jax.enable_x64(True):
+        model = create_model("exp48_decoder26", 19, jnp.float64)
+        variables = from_torch(state_dict, model)
+        step = create_train_step(
+            model,
+            TX,
+            create_learning_rate_fn(0.05, 10, 3),
+            cross_entropy,
+            lambda images, labels, rng: (images.astype(jnp.float64), labels),
+            jax.random.key(0),
+        )
+        opt_state = TX.init(variables["params"])
+        state = TrainState(jnp.int32(0), **variables, opt_state=opt_state)
+        step = jax.jit(step, compiler_options=QUICK_COMPILATION)
+        state, history = _run(step, state, batch, 6)
+    losses = [metrics["loss"] for metrics in history]
+    np.testing.assert_allclose(losses, golden["ce_f64_losses"], rtol=1e-6)
+    arrays = to_torch(state.variables)
+    norms = [np.linalg.norm(arrays[name]) for name in golden["param_names"]]
+    np.testing.assert_allclose(norms, golden["ce_f64_param_norms"], rtol=1e-5)
