@@ -69,6 +69,7 @@ class Shortcut(nn.Module):
     stride: int
     use_pool: bool
     dtype: DTypeLike = jnp.float32
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
@@ -77,7 +78,7 @@ class Shortcut(nn.Module):
         if self.use_pool and stride == 2:
             x, stride = average_pool_2x2(x), 1
         x = Conv(self.features, stride=stride, dtype=self.dtype, name="conv")(x)
-        return BatchNorm(dtype=self.dtype, name="bn")(x, train=train)
+        return BatchNorm(dtype=self.dtype, axis_name=self.axis_name, name="bn")(x, train=train)
 
 
 class DBlock(nn.Module):
@@ -99,6 +100,7 @@ class DBlock(nn.Module):
     pool_in_shortcut: bool = True
     dilated_conv: Callable[..., nn.Module] = DilatedConv
     dtype: DTypeLike = jnp.float32
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
@@ -106,7 +108,9 @@ class DBlock(nn.Module):
         in_channels = x.shape[-1]
 
         def batch_norm(name: str) -> Callable[[Array], Array]:
-            return lambda y: BatchNorm(dtype=self.dtype, name=name)(y, train=train)
+            return lambda y: BatchNorm(dtype=self.dtype, axis_name=self.axis_name, name=name)(
+                y, train=train
+            )
 
         y = Conv(self.features, dtype=self.dtype, name="conv1")(x)
         y = nn.relu(batch_norm("bn1")(y))
@@ -125,6 +129,11 @@ class DBlock(nn.Module):
 
         if self.stride != 1 or in_channels != self.features:
             x = Shortcut(
-                self.features, self.stride, self.pool_in_shortcut, self.dtype, name="shortcut"
+                self.features,
+                self.stride,
+                self.pool_in_shortcut,
+                self.dtype,
+                self.axis_name,
+                name="shortcut",
             )(x, train=train)
         return nn.relu(x + y)

@@ -73,10 +73,16 @@ class BatchNorm(nn.Module):
     """Batch norm over all axes but the last, as `torch.nn.BatchNorm2d`.
 
     Statistics are computed and kept in float32 whatever the dtype. Under `jit` on a sharded batch
-    the means run over the global batch, so it is synchronised over the mesh by itself.
+    the means run over the global batch, so it is synchronised over the mesh by itself. Inside
+    `jax.shard_map` an array is one device's shard: there `axis_name` synchronises.
+
+    Attributes:
+      axis_name: a mapped axis that training statistics run over too, by one `lax.psum`; None: the
+        statistics are those of the array at hand.
     """
 
     dtype: DTypeLike = jnp.float32
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
@@ -90,10 +96,21 @@ class BatchNorm(nn.Module):
         wide = x.astype(_wide(x.dtype))
         if train:
             axes = tuple(range(x.ndim - 1))
-            mean = wide.mean(axes)
-            var = jnp.square(wide - mean).mean(axes)
+            count = x.size // x.shape[-1]
+            if self.axis_name and not self.is_initializing():
+                count *= jax.lax.axis_size(self.axis_name)
+                # The sums are of the distance to the running mean, so that nothing cancels.
+                shifted = wide - running_mean.value
+                sums = shifted.sum(axes), jnp.square(shifted).sum(axes)
+                shifted_mean, mean_square = (
+                    total / count for total in jax.lax.psum(sums, self.axis_name)
+                )
+                mean = running_mean.value + shifted_mean
+                var = jnp.maximum(mean_square - jnp.square(shifted_mean), 0)
+            else:
+                mean = wide.mean(axes)
+                var = jnp.square(wide - mean).mean(axes)
             if not self.is_initializing():
-                count = x.size // x.shape[-1]
                 unbiased_var = var * (count / max(count - 1, 1))
                 running_mean.value += BATCH_NORM_UPDATE * (mean - running_mean.value)
                 running_var.value += BATCH_NORM_UPDATE * (unbiased_var - running_var.value)
@@ -111,12 +128,13 @@ class ConvBN(nn.Module):
     stride: int = 1
     use_relu: bool = True
     dtype: DTypeLike = jnp.float32
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features]."""
         x = Conv(self.features, self.kernel_size, self.stride, dtype=self.dtype, name="conv")(x)
-        x = BatchNorm(dtype=self.dtype, name="bn")(x, train=train)
+        x = BatchNorm(dtype=self.dtype, axis_name=self.axis_name, name="bn")(x, train=train)
         return nn.relu(x) if self.use_relu else x
 
 

@@ -23,12 +23,15 @@ class RegSeg(nn.Module):
       num_classes: the logits' last axis.
       dilated_conv: builds the 3x3 convolution of each D block, see `blocks.DBlock`.
       dtype: of the computation; parameters and batch statistics are float32.
+      axis_name: the mapped axis over which a batch is sharded inside `jax.shard_map`; batch norm's
+        training statistics run over it too. None outside.
     """
 
     variant: variants.Variant
     num_classes: int
     dilated_conv: Callable[..., nn.Module] = DilatedConv
     dtype: DTypeLike = jnp.float32
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool) -> Array:
@@ -43,11 +46,13 @@ class RegSeg(nn.Module):
           Logits [B, H, W, num_classes], float32 (float64 where dtype is).
         """
         x = images.astype(self.dtype)
-        x = ConvBN(variants.STEM_CHANNELS, 3, 2, dtype=self.dtype, name="stem")(x, train=train)
-        features = BackboneStages(
-            self.variant.backbone, self.dilated_conv, self.dtype, name="backbone"
+        x = ConvBN(
+            variants.STEM_CHANNELS, 3, 2, dtype=self.dtype, axis_name=self.axis_name, name="stem"
         )(x, train=train)
-        decoder = create_decoder(self.variant.decoder, self.num_classes, self.dtype)
+        features = BackboneStages(
+            self.variant.backbone, self.dilated_conv, self.dtype, self.axis_name, name="backbone"
+        )(x, train=train)
+        decoder = create_decoder(self.variant.decoder, self.num_classes, self.dtype, self.axis_name)
         logits = decoder(features, train=train)
         logits = logits.astype(jnp.promote_types(self.dtype, jnp.float32))
         return upsample_bilinear(logits, images.shape[1:3])
