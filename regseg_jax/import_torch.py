@@ -59,7 +59,7 @@ def import_torch(
         raise ValueError(
             f"{path} is a model of {count} classes, not {num_classes}; pass --num_classes={count}"
         )
-    tx, _ = run.create_run_optimizer(config, num_steps=1)
+    tx, _ = run.create_run_optimizer(config, model, num_steps=1)
     create_state = jax.jit(functools.partial(start_from, model, tx, with_ema=config.ema_decay > 0))
     state = create_state(from_torch(state_dict, model))
 

@@ -47,7 +47,10 @@ def _prepare_jax_inference(workload: Workload, variables: Any) -> Prepared:
 
 
 def _prepare_jax_train(workload: Workload, variables: Any) -> Prepared:
-    model, tx = workload.model, create_optimizer(weight_decay=1e-4)
+    def learning_rate_fn(step: jax.Array) -> jax.Array:
+        return jnp.float32(LEARNING_RATE)
+
+    model, tx = workload.model, create_optimizer(learning_rate_fn, weight_decay=1e-4)
     # Copies, for the step is given its state's memory.
     state = start_from(model, tx, jax.tree.map(jnp.array, variables))
     if state.dynamic_scale:
@@ -56,7 +59,7 @@ def _prepare_jax_train(workload: Workload, variables: Any) -> Prepared:
     train_step = create_train_step(
         model,
         tx,
-        learning_rate_fn=lambda step: jnp.float32(LEARNING_RATE),
+        learning_rate_fn,
         loss_fn=cross_entropy,
         augment_fn=lambda images, labels, rng: (images, labels),
         rng=jax.random.key(0),

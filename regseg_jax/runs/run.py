@@ -26,7 +26,6 @@ from regseg_jax.models.variants import get_variant
 from regseg_jax.search.rate_search import (
     RateSearch,
     create_search_model,
-    create_search_optimizer,
     searched_layers,
 )
 from regseg_jax.training.checkpoints import CheckpointManager
@@ -172,8 +171,8 @@ def create_rate_search(config: ConfigDict, model: RegSeg, num_steps: int) -> Rat
 
 
 def create_run_optimizer(
-    config: ConfigDict, num_steps: int
-) -> tuple[optax.GradientTransformation, Schedule]:
+    config: ConfigDict, model: RegSeg, num_steps: int
+) -> tuple[optax.GradientTransformationExtraArgs, Schedule]:
     """The optimizer and its learning-rate schedule over num_steps."""
     optimizer = config.optimizer
     learning_rate_fn = create_learning_rate_fn(
@@ -184,8 +183,9 @@ def create_run_optimizer(
         warmup_factor=optimizer.warmup_factor,
         power=optimizer.power,
     )
-    tx = create_optimizer(optimizer.weight_decay, optimizer.momentum)
-    return create_search_optimizer(tx) if config.search.enabled else tx, learning_rate_fn
+    tx = create_optimizer(learning_rate_fn, optimizer.weight_decay, optimizer.momentum)
+    rate_search = create_rate_search(config, model, num_steps)
+    return rate_search.create_optimizer(tx) if rate_search else tx, learning_rate_fn
 
 
 def create_loss_fn(config: ConfigDict) -> LossFn:
@@ -260,7 +260,7 @@ def load_run(workdir: str | os.PathLike) -> TrainedRun:
     """
     config = load_config(workdir)
     model = create_run_model(config)
-    tx, _ = create_run_optimizer(config, num_steps=1)
+    tx, _ = create_run_optimizer(config, model, num_steps=1)
     checkpoints = CheckpointManager(workdir, read_only=True)
     step = checkpoints.best_step()
     if step is None:

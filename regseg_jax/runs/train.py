@@ -42,7 +42,7 @@ from regseg_jax.training.sharding import (
     replicated,
     shard_batch,
 )
-from regseg_jax.training.steps import create_train_step, descend
+from regseg_jax.training.steps import create_train_step
 from regseg_jax.training.stop_request import StopRequest
 from regseg_jax.training.train_state import create_train_state, start_from
 
@@ -85,7 +85,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Evaluation | None:
 
     # --- Model, optimizer, state.
     num_steps = config.num_epochs * sampler.steps_per_epoch
-    tx, learning_rate_fn = run.create_run_optimizer(config, num_steps)
+    tx, learning_rate_fn = run.create_run_optimizer(config, model, num_steps)
     rate_search = run.create_rate_search(config, model, num_steps)
     init_rng, step_rng = jax.random.split(jax.random.key(config.seed))
     with_ema = config.ema_decay > 0
@@ -117,7 +117,6 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Evaluation | None:
             run.create_loss_fn(config),
             augment_fn,
             step_rng,
-            apply_update=rate_search.apply_update if rate_search else descend,
             ema_decay=config.ema_decay,
         ),
         donate_argnums=0,

@@ -17,38 +17,28 @@ from regseg_jax.training.train_state import TrainState
 Batch = dict[str, Array]
 LossFn = Callable[[Array, Array], Array]
 AugmentFn = Callable[..., tuple[Array, Array]]
-ApplyUpdateFn = Callable[[Any, Any, Array, Array], Any]
-
-
-def descend(params: Any, direction: Any, learning_rate: Array, step: Array) -> Any:
-    """The parameters a step further: the learning rate times the direction is taken off."""
-    del step
-    return jax.tree.map(lambda p, d: p - learning_rate * d, params, direction)
 
 
 def create_train_step(
     model: RegSeg,
-    tx: optax.GradientTransformation,
+    tx: optax.GradientTransformationExtraArgs,
     learning_rate_fn: Schedule,
     loss_fn: LossFn,
     augment_fn: AugmentFn,
     rng: Array,
     *,
-    apply_update: ApplyUpdateFn = descend,
     ema_decay: float = 0.0,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
     """Builds the training step: augment, forward, backward, update.
 
     Args:
       model: its dtype is the precision of the forward and backward passes.
-      tx: turns gradients into a direction; the step multiplies in the learning rate.
-      learning_rate_fn: of the step's number.
+      tx: its `update` is given the step's number as `step`.
+      learning_rate_fn: tx's, for the metric.
       loss_fn: (logits f32[B, h, w, num_classes], labels i32[B, h, w]) -> f32[].
       augment_fn: (images, labels, rng, **the batch's other entries) -> (f32[B, h, w, 3],
         i32[B, h, w]).
       rng: of the run; each step folds in its number.
-      apply_update: (params, direction, learning rate, step's number) -> the next params; for
-        parameters with a learning rate or limits of their own.
       ema_decay: of the average of the weights and statistics, where the state holds one; after
         t steps at most (1 + t) / (10 + t), so that it soon forgets where it started.
 
@@ -82,9 +72,8 @@ def create_train_step(
             grad_fn = jax.value_and_grad(compute_loss, has_aux=True)
             (loss, batch_stats), grads = grad_fn(state.params)
 
-        learning_rate = learning_rate_fn(state.step)
-        direction, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = apply_update(state.params, direction, learning_rate, state.step)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params, step=state.step)
+        params = optax.apply_updates(state.params, updates)
 
         ema_variables = state.ema_variables
         if ema_variables is not None:
@@ -105,7 +94,7 @@ def create_train_step(
         )
         metrics = {
             "loss": loss,
-            "learning_rate": learning_rate,
+            "learning_rate": learning_rate_fn(state.step),
             "grad_norm": optax.tree.norm(grads),
             "loss_scale": dynamic_scale.scale if dynamic_scale else jnp.float32(1),
             "skipped": ~is_finite,

@@ -50,7 +50,8 @@ def mesh() -> Mesh:
 def state(mesh) -> TrainState:
     variables = TwoNorms().init(RNG, jnp.zeros((1, 4, 5, 3)), train=False)
     variables = jax.tree.map(lambda x: x + 0.5, variables)
-    return replicate(start_from(TwoNorms(), create_optimizer(0.0), variables, with_ema=True), mesh)
+    tx = create_optimizer(lambda step: 0.1, weight_decay=0.0)
+    return replicate(start_from(TwoNorms(), tx, variables, with_ema=True), mesh)
 
 
 def _images(step: int) -> np.ndarray:

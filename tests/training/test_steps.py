@@ -28,8 +28,8 @@ from regseg_jax.training.steps import (
 )
 from regseg_jax.training.train_state import TrainState, create_train_state, start_from
 
-TX = create_optimizer(1e-4)
 LEARNING_RATE_FN = create_learning_rate_fn(0.05, 10, 2)
+TX = create_optimizer(LEARNING_RATE_FN, 1e-4)
 AUGMENT_FN = functools.partial(augment, config=AugmentConfig((64, 64), 40, 90))
 # Half the seconds of the default; the steps themselves are few and small.
 QUICK_COMPILATION = {"xla_backend_optimization_level": 0}
@@ -290,11 +290,14 @@ class _LinearModel:
 
 
 def test_the_average_follows_weights_and_statistics(batch):
-    tx = create_optimizer(0.0)
+    def learning_rate_fn(step: Array) -> float:
+        return 0.5
+
+    tx = create_optimizer(learning_rate_fn, 0.0)
     step = create_train_step(
         _LinearModel(),
         tx,
-        lambda step: 0.5,
+        learning_rate_fn,
         cross_entropy,
         lambda images, labels, rng: (images / 255, labels.astype(jnp.int32)),
         jax.random.key(0),
@@ -389,15 +392,17 @@ def test_six_steps_as_the_author(golden_dir):
     with jax.enable_x64(True):
         model = create_model("exp48_decoder26", 19, jnp.float64)
         variables = from_torch(state_dict, model)
+        learning_rate_fn = create_learning_rate_fn(0.05, 10, 3)
+        tx = create_optimizer(learning_rate_fn, 1e-4)
         step = create_train_step(
             model,
-            TX,
-            create_learning_rate_fn(0.05, 10, 3),
+            tx,
+            learning_rate_fn,
             cross_entropy,
             lambda images, labels, rng: (images.astype(jnp.float64), labels),
             jax.random.key(0),
         )
-        opt_state = TX.init(variables["params"])
+        opt_state = tx.init(variables["params"])
         state = TrainState(jnp.int32(0), **variables, opt_state=opt_state)
         step = jax.jit(step, compiler_options=QUICK_COMPILATION)
         state, history = _run(step, state, batch, 6)
