@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
+from regseg_jax.ops.batch_norm import batch_norm
 from regseg_jax.ops.conv import grouped_conv
 
 BATCH_NORM_EPSILON = 1e-5
@@ -78,11 +79,14 @@ class BatchNorm(nn.Module):
 
     Attributes:
       axis_name: a mapped axis that training statistics run over too, by one `lax.psum`; None: the
-        statistics are those of the array at hand.
+        statistics are those of the array at hand. Gradients of parameters are always those of the
+        array at hand, see `ops.batch_norm`.
+      use_relu: whether negative results become 0.
     """
 
     dtype: DTypeLike = jnp.float32
     axis_name: str | None = None
+    use_relu: bool = False
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
@@ -93,31 +97,25 @@ class BatchNorm(nn.Module):
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels)
         running_var = self.variable("batch_stats", "var", jnp.ones, channels)
 
-        wide = x.astype(_wide(x.dtype))
         if train:
-            axes = tuple(range(x.ndim - 1))
-            count = x.size // x.shape[-1]
-            if self.axis_name and not self.is_initializing():
-                count *= jax.lax.axis_size(self.axis_name)
-                # The sums are of the distance to the running mean, so that nothing cancels.
-                shifted = wide - running_mean.value
-                sums = shifted.sum(axes), jnp.square(shifted).sum(axes)
-                shifted_mean, mean_square = (
-                    total / count for total in jax.lax.psum(sums, self.axis_name)
-                )
-                mean = running_mean.value + shifted_mean
-                var = jnp.maximum(mean_square - jnp.square(shifted_mean), 0)
-            else:
-                mean = wide.mean(axes)
-                var = jnp.square(wide - mean).mean(axes)
+            y, mean, unbiased_var = batch_norm(
+                x,
+                scale,
+                bias,
+                running_mean.value,
+                epsilon=BATCH_NORM_EPSILON,
+                use_relu=self.use_relu,
+                # Shapes are initialised outside of any mapped axis.
+                axis_name=None if self.is_initializing() else self.axis_name,
+            )
             if not self.is_initializing():
-                unbiased_var = var * (count / max(count - 1, 1))
                 running_mean.value += BATCH_NORM_UPDATE * (mean - running_mean.value)
                 running_var.value += BATCH_NORM_UPDATE * (unbiased_var - running_var.value)
-        else:
-            mean, var = running_mean.value, running_var.value
-        multiplier = scale * jax.lax.rsqrt(var + BATCH_NORM_EPSILON)
-        return (wide * multiplier + (bias - mean * multiplier)).astype(self.dtype)
+            return y.astype(self.dtype)
+        multiplier = scale * jax.lax.rsqrt(running_var.value + BATCH_NORM_EPSILON)
+        offset = bias - running_mean.value * multiplier
+        y = (x.astype(_wide(x.dtype)) * multiplier + offset).astype(self.dtype)
+        return nn.relu(y) if self.use_relu else y
 
 
 class ConvBN(nn.Module):
@@ -134,8 +132,7 @@ class ConvBN(nn.Module):
     def __call__(self, x: Array, *, train: bool) -> Array:
         """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features]."""
         x = Conv(self.features, self.kernel_size, self.stride, dtype=self.dtype, name="conv")(x)
-        x = BatchNorm(dtype=self.dtype, axis_name=self.axis_name, name="bn")(x, train=train)
-        return nn.relu(x) if self.use_relu else x
+        return BatchNorm(self.dtype, self.axis_name, self.use_relu, name="bn")(x, train=train)
 
 
 class SqueezeExcite(nn.Module):
