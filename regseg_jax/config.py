@@ -41,6 +41,7 @@ def create_default_config() -> ConfigDict:
     config.seed = 0
     config.precision = "float32"  # float32, bfloat16, or float16 with dynamic loss scaling
     config.global_batch_size = 8  # over all devices of all processes
+    config.batch_norm_per_device = False  # statistics of a device's images, not of the batch
     config.num_epochs = 1000
     config.ema_decay = 0.0  # above 0: weights averaged over the steps are evaluated as well
     config.log_every_steps = 10

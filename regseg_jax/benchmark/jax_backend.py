@@ -19,6 +19,7 @@ from regseg_jax.benchmark.workload import (
 from regseg_jax.config import PRECISIONS
 from regseg_jax.training.losses import cross_entropy
 from regseg_jax.training.optimizer import create_optimizer
+from regseg_jax.training.sharding import single_device_mesh
 from regseg_jax.training.steps import create_train_step
 from regseg_jax.training.train_state import start_from
 
@@ -63,6 +64,7 @@ def _prepare_jax_train(workload: Workload, variables: Any) -> Prepared:
         loss_fn=cross_entropy,
         augment_fn=lambda images, labels, rng: (images, labels),
         rng=jax.random.key(0),
+        mesh=single_device_mesh(),
     )
     start = time.perf_counter()
     train_step = jax.jit(train_step, donate_argnums=0).lower(state, batch).compile()

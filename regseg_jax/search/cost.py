@@ -25,6 +25,7 @@ from regseg_jax.search.rate_search import RateSearch, searched_layers
 from regseg_jax.search.searched_conv import create_dilated_conv
 from regseg_jax.training.losses import cross_entropy
 from regseg_jax.training.optimizer import create_learning_rate_fn, create_optimizer
+from regseg_jax.training.sharding import single_device_mesh
 from regseg_jax.training.steps import create_train_step
 from regseg_jax.training.train_state import create_train_state
 
@@ -53,6 +54,7 @@ def prepare_step(workload: Workload, *, searched: bool) -> tuple[Callable[[], No
         cross_entropy,
         lambda images, labels, rng: (images, labels),
         jax.random.key(0),
+        single_device_mesh(),
     )
     state = jax.jit(lambda rng: create_train_state(model, tx, rng))(jax.random.key(0))
     batch = {"image": jnp.array(workload.images), "label": jnp.array(workload.labels)}

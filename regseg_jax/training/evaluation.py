@@ -55,7 +55,7 @@ EvalStep = Callable[[dict[str, Any], Any], tuple[jax.Array, ConfusionMatrix]]
 def jit_eval_step(model: RegSeg, score_fn: ScoreFn, mesh: Mesh) -> EvalStep:
     """Compiles `steps.create_eval_step`: predictions stay where their images are, counts meet."""
     return jax.jit(
-        create_eval_step(model, score_fn),
+        create_eval_step(model, score_fn, mesh),
         out_shardings=(batch_sharded(mesh), replicated(mesh)),
     )
 

@@ -39,6 +39,11 @@ def create_mesh(global_batch_size: int) -> Mesh:
     return jax.make_mesh((num_devices,), (BATCH_AXIS,), axis_types=(AxisType.Auto,))
 
 
+def single_device_mesh() -> Mesh:
+    """The same axis over JAX's default device alone."""
+    return Mesh(jax.devices()[:1], (BATCH_AXIS,))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """A whole copy on each device."""
     return NamedSharding(mesh, PartitionSpec())
