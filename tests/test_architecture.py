@@ -59,6 +59,7 @@ LAYERS = {
     "ops.lowerings": set(),
     "ops.resize": set(),
     "ops.sample": set(),
+    "ops.upsampled_loss": {"ops.resize"},
     "models": {"models.regseg"},
     "models.variants": set(),
     "models.layers": {"ops.batch_norm", "ops.conv"},
