@@ -1,4 +1,4 @@
-"""RegSeg: stem, backbone, decoder, and logits at the image's size."""
+"""RegSeg: stem, backbone, decoder, and logits at the image's or the decoder's size."""
 
 from collections.abc import Callable
 
@@ -25,6 +25,8 @@ class RegSeg(nn.Module):
       dtype: of the computation; parameters and batch statistics are float32.
       axis_name: the mapped axis over which a batch is sharded inside `jax.shard_map`; batch norm's
         training statistics run over it too. None outside.
+      upsample: whether the logits are at the image's size; if not, at the decoder's, a fourth or
+        an eighth, for `ops.upsampled_loss`.
     """
 
     variant: variants.Variant
@@ -32,6 +34,7 @@ class RegSeg(nn.Module):
     dilated_conv: Callable[..., nn.Module] = DilatedConv
     dtype: DTypeLike = jnp.float32
     axis_name: str | None = None
+    upsample: bool = True
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool) -> Array:
@@ -43,7 +46,8 @@ class RegSeg(nn.Module):
             `mutable=["batch_stats"]` is needed).
 
         Returns:
-          Logits [B, H, W, num_classes], float32 (float64 where dtype is).
+          Logits [B, H, W, num_classes], float32 (float64 where dtype is); without `upsample`
+          [B, h, w, num_classes] of the dtype.
         """
         x = images.astype(self.dtype)
         x = ConvBN(
@@ -54,6 +58,8 @@ class RegSeg(nn.Module):
         )(x, train=train)
         decoder = create_decoder(self.variant.decoder, self.num_classes, self.dtype, self.axis_name)
         logits = decoder(features, train=train)
+        if not self.upsample:
+            return logits
         logits = logits.astype(jnp.promote_types(self.dtype, jnp.float32))
         return upsample_bilinear(logits, images.shape[1:3])
 
