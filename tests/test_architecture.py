@@ -74,7 +74,7 @@ LAYERS = {
         *("models.variants", "ops.resize"),
     },
     "models.field_of_view": {"models.variants"},
-    "training.losses": set(),
+    "training.losses": {"ops.upsampled_loss"},
     "training.metrics": set(),
 }
 

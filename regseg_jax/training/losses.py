@@ -1,31 +1,16 @@
 """Pixel losses over the global batch; ignored pixels count nowhere.
 
-Inside `jax.shard_map` the arrays are one device's shard: there `axis_name` is the mapped axis whose
+The logits may be smaller than the labels by a whole factor, as decoders make them: see
+`ops.upsampled_loss`. Inside `jax.shard_map` the arrays are one device's shard: there `axis_name` is the mapped axis whose
 devices hold the global batch, and each sum over pixels is one over devices too.
 """
 
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-
-def compute_pixel_losses(logits: Array, labels: Array, ignore_label: int = 255) -> Array:
-    """Cross-entropy of each pixel.
-
-    Args:
-      logits: f32[B, H, W, num_classes].
-      labels: i32[B, H, W], in [0, num_classes) or ignore_label.
-
-    Returns:
-      f32[B, H, W], non-negative, 0 where the label is ignored.
-    """
-    # A one-hot product instead of an indexed read: its gradient needs no scatter.
-    is_label = labels[..., None] == jnp.arange(logits.shape[-1])
-    label_logits = jnp.where(is_label, logits, 0).sum(-1)
-    losses = jax.nn.logsumexp(logits, axis=-1) - label_logits
-    return jnp.where(labels == ignore_label, 0, losses)
+from regseg_jax.ops.upsampled_loss import upsampled_pixel_losses
 
 
 def cross_entropy(
@@ -42,13 +27,13 @@ def cross_entropy(
     where every pixel is ignored.
 
     Args:
-      logits: f32[B, H, W, num_classes].
+      logits: [B, h, w, num_classes] of any float dtype.
       labels: i32[B, H, W].
       ignore_label: its pixels count nowhere.
       class_weights: of each class, in the mean over pixels; None: 1.
       axis_name: see above.
     """
-    losses = compute_pixel_losses(logits, labels, ignore_label)
+    losses = upsampled_pixel_losses(logits, labels, ignore_label)
     if class_weights is None:
         total, weight = losses.sum(), (labels != ignore_label).sum().astype(losses.dtype)
     else:
@@ -73,7 +58,7 @@ def bootstrapped_cross_entropy(
     author's loss for the Cityscapes test submission). Ties at the boundary share the gradient.
 
     Args:
-      logits: f32[B, H, W, num_classes].
+      logits: [B, h, w, num_classes] of any float dtype.
       labels: i32[B, H, W].
       min_pixels: K, of the global batch, in [1, its number of pixels].
       threshold: of a pixel's loss.
@@ -81,7 +66,7 @@ def bootstrapped_cross_entropy(
       class_weights: each pixel's loss is multiplied by its class's weight first; None: 1.
       axis_name: see above.
     """
-    losses = compute_pixel_losses(logits, labels, ignore_label)
+    losses = upsampled_pixel_losses(logits, labels, ignore_label)
     if class_weights is not None:
         losses *= _weigh_pixels(labels, class_weights, losses.dtype)
     constant = lax.stop_gradient(losses)

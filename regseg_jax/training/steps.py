@@ -47,8 +47,8 @@ def create_train_step(
       model: its dtype is the precision of the forward and backward passes.
       tx: its `update` is given the step's number as `step`.
       learning_rate_fn: tx's, for the metric.
-      loss_fn: (logits f32[B, h, w, num_classes], labels i32[B, h, w], axis_name=) -> f32[], of
-        the global batch that the devices of that axis hold.
+      loss_fn: (logits [b, h / s, w / s, num_classes] of the decoder's stride s, labels
+        i32[b, h, w], axis_name=) -> f32[], of the global batch that the axis's devices hold.
       augment_fn: (images, labels, rng, **the batch's other entries) -> (f32[B, h, w, 3],
         i32[B, h, w]).
       rng: of the run; each step folds in its number.
@@ -65,7 +65,8 @@ def create_train_step(
       float16), f32[], and `skipped`, bool[]: a step whose gradients overflowed under the loss
       scale, which changes nothing but the scale and the step's number.
     """
-    model = model.clone(axis_name=None if batch_norm_per_device else BATCH_AXIS)
+    axis_name = None if batch_norm_per_device else BATCH_AXIS
+    model = model.clone(axis_name=axis_name, upsample=False)
 
     @functools.partial(
         jax.shard_map,
