@@ -1,16 +1,37 @@
 """Pixel losses over the global batch; ignored pixels count nowhere.
 
 The logits may be smaller than the labels by a whole factor, as decoders make them: see
-`ops.upsampled_loss`. Inside `jax.shard_map` the arrays are one device's shard: there `axis_name` is the mapped axis whose
-devices hold the global batch, and each sum over pixels is one over devices too.
+`ops.upsampled_loss`. Inside `jax.shard_map` the arrays are one device's shard: there `axis_name`
+is the mapped axis whose devices hold the global batch, and each sum over pixels is one over devices
+too.
 """
 
-from collections.abc import Sequence
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 from jax import Array, lax
 
 from regseg_jax.ops.upsampled_loss import upsampled_pixel_losses
+from regseg_jax.runtime.checks import check_fraction, check_number, check_one_of
+
+LOSSES = ("cross_entropy", "bootstrapped_cross_entropy")
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """The loss: `config.loss`."""
+
+    name: str = "cross_entropy"  # or bootstrapped_cross_entropy
+    threshold: float = 0.3  # bootstrapped: pixel losses above it count
+    min_pixel_share: float = 1 / 16  # bootstrapped: the least fraction of the batch's pixels
+
+    def __post_init__(self) -> None:
+        check_one_of("loss.name", self.name, LOSSES)
+        check_number("loss.threshold", self.threshold, at_least=0)
+        check_fraction("loss.min_pixel_share", self.min_pixel_share)
+        check_number("loss.min_pixel_share", self.min_pixel_share, above=0)
 
 
 def cross_entropy(
@@ -110,3 +131,17 @@ def _kth_largest(x: Array, k: int, axis_name: str | None) -> Array:
 
     prefix = lax.fori_loop(0, 8, add_digit, jnp.uint32(0))
     return lax.bitcast_convert_type(prefix, jnp.float32)
+
+
+def create_loss_fn(
+    config: LossConfig, num_pixels: int, class_weights: Sequence[float] | None = None
+) -> Callable[..., Array]:
+    """The config's loss over a global batch of crops of so many pixels in all."""
+    if config.name == "cross_entropy":
+        return functools.partial(cross_entropy, class_weights=class_weights)
+    return functools.partial(
+        bootstrapped_cross_entropy,
+        min_pixels=max(1, int(num_pixels * config.min_pixel_share)),
+        threshold=config.threshold,
+        class_weights=class_weights,
+    )

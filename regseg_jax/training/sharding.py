@@ -24,17 +24,21 @@ def join_processes() -> None:
     jax.distributed.initialize(num_processes=num_processes, process_id=process_id)
 
 
-def create_mesh(global_batch_size: int) -> Mesh:
+def create_mesh(batch_size: int, key: str = "global_batch_size") -> Mesh:
     """A one-axis mesh over every device of every process, for data parallelism.
+
+    Args:
+      batch_size: what is sharded over the mesh, in images.
+      key: of the config that sets it, for the message.
 
     Raises:
       ValueError: if the batch does not divide evenly over the devices.
     """
     num_devices = jax.device_count()
-    if global_batch_size % num_devices:
+    if batch_size % num_devices:
         raise ValueError(
-            f"global_batch_size {global_batch_size} does not divide over {num_devices} devices; "
-            f"make it a multiple of {num_devices}"
+            f"config.{key} is {batch_size}, which does not divide over {num_devices} devices; "
+            f"set a multiple of {num_devices}"
         )
     return jax.make_mesh((num_devices,), (BATCH_AXIS,), axis_types=(AxisType.Auto,))
 
