@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +17,7 @@ from jax.sharding import Mesh
 from regseg_jax.data.augment import AugmentConfig, augment, normalize
 from regseg_jax.export.torch_weights import from_torch, to_torch
 from regseg_jax.models import RegSeg, create_model
+from regseg_jax.models.layers import BatchNorm, Conv
 from regseg_jax.models.variants import Variant
 from regseg_jax.training.losses import cross_entropy
 from regseg_jax.training.optimizer import create_learning_rate_fn, create_optimizer
@@ -332,6 +334,51 @@ def test_the_average_follows_weights_and_statistics(batch):
     ):
         assert np.abs(average - new).max() > 1e-4
     assert start_from(_LinearModel(), tx, variables).ema_variables is None
+
+
+class _OneNorm(nn.Module):
+    """Batch norm and a classifier, to see whose statistics they are."""
+
+    dtype = jnp.float32
+    axis_name: str | None = None
+    upsample: bool = True
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        x = BatchNorm(axis_name=self.axis_name, name="bn")(x, train=train)
+        return Conv(11, name="classifier")(x)
+
+
+def test_batch_norm_per_device_averages_the_statistics_of_each_devices_images(batch):
+    def run(batch: dict[str, np.ndarray], num_devices: int, *, per_device: bool) -> Any:
+        mesh = _mesh(num_devices)
+        step = create_train_step(
+            _OneNorm(),
+            TX,
+            LEARNING_RATE_FN,
+            cross_entropy,
+            lambda images, labels, rng: (images / 255, labels.astype(jnp.int32)),
+            jax.random.key(0),
+            mesh,
+            batch_norm_per_device=per_device,
+        )
+        state = replicate(create_train_state(_OneNorm(), TX, jax.random.key(0)), mesh)
+        state, metrics = jax.jit(step)(state, shard_batch(batch, mesh))
+        return state.batch_stats["bn"], metrics["loss"]
+
+    rng = np.random.default_rng(0)
+    brighter = (batch["image"] // 2 + rng.integers(0, 2, (8, 1, 1, 1)) * 90).astype(np.uint8)
+    batch = {"image": brighter, "label": batch["label"]}
+    halves = [
+        run({name: x[part] for name, x in batch.items()}, 1, per_device=False)
+        for part in (slice(0, 4), slice(4, 8))
+    ]
+    stats, loss = run(batch, 2, per_device=True)
+    expected, expected_loss = jax.tree.map(lambda *pair: np.mean(pair, axis=0), *halves)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), stats, expected)
+    np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)  # as many pixels in both halves
+    synchronised, _ = run(batch, 2, per_device=False)
+    assert np.abs(synchronised["var"] - stats["var"]).max() > 1e-4
 
 
 class _MeanModel:
