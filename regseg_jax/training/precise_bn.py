@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 from regseg_jax.models import RegSeg
 from regseg_jax.models.layers import BATCH_NORM_UPDATE
 from regseg_jax.training.sharding import BATCH_AXIS, replicated, shard_batch
-from regseg_jax.training.steps import AugmentFn
+from regseg_jax.training.steps import AugmentFn, augment_batch
 from regseg_jax.training.train_state import TrainState
 
 CreateBatches = Callable[..., contextlib.AbstractContextManager[Iterator[dict[str, np.ndarray]]]]
@@ -94,9 +94,7 @@ def create_add_batch(
         return mutated["batch_stats"]
 
     def add_batch(total: Any, params: Any, batch: dict[str, Array], step: Array) -> Any:
-        crop_parameters = {k: v for k, v in batch.items() if k not in ("image", "label")}
-        step_rng = jax.random.fold_in(rng, step)
-        images, _ = augment_fn(batch["image"], batch["label"], step_rng, **crop_parameters)
+        images, _ = augment_batch(augment_fn, batch, rng, step)
         # From statistics of 0, an update is the batch's own ones times a known factor.
         updated = update_stats(params, jax.tree.map(jnp.zeros_like, total), images)
         return optax.tree.add_scale(total, 1 / (BATCH_NORM_UPDATE * num_steps), updated)

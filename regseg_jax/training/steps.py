@@ -29,6 +29,15 @@ LossFn = Callable[..., Array]
 AugmentFn = Callable[..., tuple[Array, Array]]
 
 
+def augment_batch(
+    augment_fn: AugmentFn, batch: Batch, rng: Array, step: Array
+) -> tuple[Array, Array]:
+    """Images and labels of a step; batches' other entries are passed on by name."""
+    crop_parameters = {k: v for k, v in batch.items() if k not in ("image", "label")}
+    step_rng = jax.random.fold_in(rng, step)
+    return augment_fn(batch["image"], batch["label"], step_rng, **crop_parameters)
+
+
 def create_train_step(
     model: RegSeg,
     tx: optax.GradientTransformationExtraArgs,
@@ -106,10 +115,7 @@ def create_train_step(
         return dynamic_scale, is_finite, loss, batch_stats, grads
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        crop_parameters = {k: v for k, v in batch.items() if k not in ("image", "label")}
-        step_rng = jax.random.fold_in(rng, state.step)
-        images, labels = augment_fn(batch["image"], batch["label"], step_rng, **crop_parameters)
-
+        images, labels = augment_batch(augment_fn, batch, rng, state.step)
         dynamic_scale, is_finite, loss, batch_stats, grads = compute_gradients(
             state.params, state.batch_stats, state.dynamic_scale, images, labels
         )
