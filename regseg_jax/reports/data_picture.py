@@ -38,7 +38,7 @@ def draw_examples(sources: Mapping[str, Source], class_table: ClassTable) -> Ima
     if not tiles:
         return None
     num_rows = -(-len(tiles) // _NUM_COLUMNS)
-    figure = Figure(figsize=(13, 4 * num_rows + 1), dpi=100, layout="constrained")
+    figure = Figure(figsize=(13, 3.5 * num_rows + 1), dpi=100, layout="constrained")
     for i, (title, picture) in enumerate(tiles):
         axes = figure.add_subplot(num_rows, _NUM_COLUMNS, i + 1)
         axes.imshow(picture)
