@@ -160,29 +160,37 @@ class Dataset:
 
     def _load_folder(self, split: str, workdir: str | os.PathLike | None) -> FolderSource:
         data, folder = self.config, self.folder
-        if not folder.val_fraction or split not in (data.train_split, data.eval_split):
-            if "{split}" not in folder.image_dir:
-                say_once(
-                    "config.folder.image_dir has no {split}, so that every split is the same "
-                    "images, unless config.folder.val_fraction holds some back",
-                    folder.image_dir,
-                )
+        if "{split}" not in folder.image_dir and not folder.val_fraction:
+            say_once(
+                "config.folder.image_dir has no {split}, so that every split is the same images; "
+                "config.folder.val_fraction holds some back",
+                folder.image_dir,
+            )
+        splits = (data.train_split, data.eval_split)
+        if not folder.val_fraction or split not in splits:
             return self._load_whole_folder(split)
+        if self._has_folder(data.eval_split):
+            if split == data.eval_split:
+                return self._load_whole_folder(split)
+            raise ValueError(
+                f"config.folder.val_fraction is {folder.val_fraction}, but there is a split "
+                f"{data.eval_split!r} already; set val_fraction to 0, or config.data.eval_split to "
+                "a new name"
+            )
         if data.train_split == data.eval_split:
             raise ValueError(
                 f"config.folder.val_fraction is {folder.val_fraction}, but train_split and "
                 f"eval_split are both {data.train_split!r}; set config.data.eval_split=val"
             )
-        val_dir = pathlib.Path(data.data_dir) / folder.image_dir.format(split=data.eval_split)
-        if "{split}" in folder.image_dir and val_dir.is_dir():
-            raise ValueError(
-                f"config.folder.val_fraction is {folder.val_fraction}, but there is a split "
-                f"{data.eval_split!r}, {val_dir}; set val_fraction to 0, or config.data.eval_split "
-                "to a new name"
-            )
         source = self._load_whole_folder(data.train_split)
         train, val = holdout.hold_out(source, self._choose_val_names(source, workdir))
         return train if split == data.train_split else val
+
+    def _has_folder(self, split: str) -> bool:
+        """Whether a split other than the training split has images of its own."""
+        image_dir = self.folder.image_dir
+        path = pathlib.Path(self.config.data_dir) / image_dir.format(split=split)
+        return "{split}" in image_dir and split != self.config.train_split and path.is_dir()
 
     def _load_whole_folder(self, split: str) -> FolderSource:
         return load_folder(

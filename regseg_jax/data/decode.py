@@ -68,7 +68,9 @@ _REFUSED_MODES = {"F": "32-bit floats", "I": "32-bit integers"}
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_HEADERS = {"L": bytes((8, 0)), "RGB": bytes((8, 2))}
 _PNG_CHANNELS = {"L": (), "RGB": (3,)}
-_PNG_METADATA = (b"eXIf", b"iTXt", b"tEXt", b"zTXt")  # where an orientation may be
+# Where an orientation may be: a chunk, and the keywords of text chunks.
+_PNG_EXIF, _PNG_TEXTS = b"eXIf", (b"iTXt", b"tEXt", b"zTXt")
+_PNG_KEYWORDS = (b"XML:com.adobe.xmp", b"Raw profile type exif")
 
 
 class OpenedImage(NamedTuple):
@@ -185,12 +187,14 @@ def _is_png(file: io.BufferedIOBase) -> bool:
 
 
 def _has_png_metadata(file: io.BufferedIOBase) -> bool:
+    """Whether a chunk of the file may hold an orientation."""
     file.seek(len(_PNG_SIGNATURE))
     while len(header := file.read(8)) == 8:
         length, kind = struct.unpack(">I4s", header)
-        if kind in _PNG_METADATA:
+        start = file.tell()
+        if kind == _PNG_EXIF or (kind in _PNG_TEXTS and file.read(32).startswith(_PNG_KEYWORDS)):
             return True
-        file.seek(length + 4, io.SEEK_CUR)  # past the checksum
+        file.seek(start + length + 4)  # past the checksum
     return False
 
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import ExifTags, Image, ImageCms, PngImagePlugin, features
 
 from regseg_jax.data import notices
-from regseg_jax.data.decode import IMAGE_SUFFIXES, load_image, read_image_size
+from regseg_jax.data.decode import IMAGE_SUFFIXES, load_image, read_image_size, read_plain_png
 
 HEIGHT, WIDTH = 9, 12
 COLORS = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
@@ -194,6 +194,13 @@ def test_an_orientation_in_xmp_of_a_png(tmp_path):
     Image.fromarray(np.rot90(COLORS).copy()).save(tmp_path / "x.png", pnginfo=text)
     np.testing.assert_array_equal(load_image(tmp_path / "x.png"), COLORS)
     assert read_image_size(tmp_path / "x.png") == (HEIGHT, WIDTH)
+
+
+def test_other_texts_of_a_png_cost_nothing(tmp_path):
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Software", "a camera")
+    Image.fromarray(COLORS).save(tmp_path / "x.png", pnginfo=text)
+    np.testing.assert_array_equal(read_plain_png(tmp_path / "x.png", "RGB"), COLORS)
 
 
 def test_the_size_of_a_png_needs_its_header_alone(tmp_path):

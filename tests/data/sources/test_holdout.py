@@ -88,10 +88,20 @@ def test_a_fraction_that_leaves_one_side_empty(data_dir):
         FolderConfig(val_fraction=2)
 
 
-def test_a_split_that_is_there_is_not_shadowed(data_dir):
-    (data_dir / "val" / "images").mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"there is a split 'val', .*set val_fraction to 0"):
-        _create(data_dir).create_source("val")
+def test_a_split_that_is_there_needs_no_fraction(data_dir):
+    (data_dir / "train").rename(data_dir / "val")
+    _add_images(data_dir, "abc")
+    with pytest.raises(ValueError, match=r"there is a split 'val' already; set val_fraction to 0"):
+        _create(data_dir).create_source("train")
+    # As a run that held images back is scored on another split.
+    assert len(_create(data_dir).create_source("val")) == 10
+
+
+def test_train_and_eval_split_must_differ(data_dir):
+    data = DataConfig("folder", data_dir=str(data_dir), eval_split="train")
+    dataset = Dataset(data, FolderConfig(val_fraction=0.3, classes=CLASSES), 0)
+    with pytest.raises(ValueError, match=r"eval_split are both 'train'; set .*eval_split=val"):
+        dataset.create_source("train")
 
 
 def test_one_folder_for_all(data_dir):
