@@ -106,7 +106,13 @@ def test_describe_data_reports_every_problem_at_once(config, tmp_path, capsys):
     assert not (tmp_path / "data.png").exists()
 
 
-def test_describe_data_needs_a_config():
-    result = _describe("--data")
+def test_command_on_a_folder_without_splits(tmp_path):
+    result = _describe(
+        *("--config=configs/folder.py", f"--config.data.data_dir={tmp_path}", "--data"),
+        f"--output={tmp_path}",
+    )
     assert result.returncode == 1
-    assert "--data needs --config" in result.stderr
+    assert result.stderr.splitlines()[-1].endswith("2 problems in the data set; the list is above")
+    for split in ("train", "val"):
+        assert f"  {split}: there is no folder {tmp_path}/{split}/images" in result.stdout
+    assert (tmp_path / "data.json").exists()

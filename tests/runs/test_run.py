@@ -1,5 +1,6 @@
 """What a new run does with its data before anything is trained."""
 
+import contextlib
 import json
 
 import numpy as np
@@ -30,15 +31,16 @@ def config(tmp_path):
 
 
 def test_a_held_back_split_is_written_down_and_what_looks_wrong_is_said(config, tmp_path, capsys):
-    run = Run.create(config, tmp_path / "run")
+    with contextlib.closing(Run.create(config, tmp_path / "run")) as run:
+        names = [f"{example['name']}.png" for example in run.eval_source]
     assert (len(run.train_source), len(run.eval_source)) == (8, 2)
     saved = json.loads((tmp_path / "run" / "val_split.json").read_text())
-    assert saved["names"] == [f"{example['name']}.png" for example in run.eval_source]
+    assert saved["names"] == names
     warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
     for split, labelled in (("train", 192), ("val", 48)):
         assert any(f"{split} split holds 'b': 0 of {labelled} " in line for line in warnings)
         assert any(f"62.5% of the {split} split's pixels are ignored" in line for line in warnings)
     saved["names"] = ["x0.png", "x9.png"]
     (tmp_path / "run" / "val_split.json").write_text(json.dumps(saved))
-    again = Run.create(config, tmp_path / "run")
-    assert [example["name"] for example in again.eval_source] == ["x0", "x9"]
+    with contextlib.closing(Run.create(config, tmp_path / "run")) as again:
+        assert [example["name"] for example in again.eval_source] == ["x0", "x9"]

@@ -4,7 +4,7 @@ import os
 import pathlib
 
 from regseg_jax.data.classes import ClassTable
-from regseg_jax.data.sources.pairing import such_as
+from regseg_jax.data.sources.pairing import check_pairs
 from regseg_jax.data.sources.source import FolderSource
 
 SPLITS = ("train", "val", "trainval", "test")
@@ -50,14 +50,7 @@ def load_cityscapes(
     by_format = {key: _find(label_dir, suffix) for key, suffix in _LABEL_SUFFIXES.items()}
     label_format = "ids" if by_format["ids"] else "train_ids"
     labels = by_format[label_format]
-    without_label = [str(images[key]) for key in images if key not in labels]
-    without_image = [str(labels[key]) for key in labels if key not in images]
-    if without_label or without_image:
-        raise ValueError(
-            f"{len(without_label)} images of {image_dir} have no label in {label_dir}"
-            f"{such_as(without_label)}, {len(without_image)} labels have no image"
-            f"{such_as(without_image)}; unpack both archives again into {data_dir}"
-        )
+    check_pairs(images, labels, image_dir, label_dir, f"unpack both archives again into {data_dir}")
     pairs = tuple((str(images[key]), str(labels[key])) for key in images)
     return FolderSource(pairs, class_table, label_format)
 

@@ -4,6 +4,7 @@ import collections
 import pathlib
 import re
 import unicodedata
+from collections.abc import Mapping, Sequence
 
 from regseg_jax.data.decode import IMAGE_SUFFIXES
 from regseg_jax.data.notices import say_once
@@ -54,15 +55,33 @@ def pair_files(
     if not images:
         kind = "image" if image_stem == "{stem}" else f"image that is called {image_stem}"
         raise ValueError(f"{image_dir} holds no {kind}; {describe_contents(image_dir)}")
-    without_label = [str(images[stem]) for stem in images if stem not in labels]
-    without_image = [str(labels[stem]) for stem in labels if stem not in images]
+    check_pairs(images, labels, image_dir, label_dir, "complete the pairs or remove them")
+    return tuple((str(images[stem]), str(labels[stem])) for stem in images)
+
+
+def check_pairs(
+    images: Mapping[str, pathlib.Path],
+    labels: Mapping[str, pathlib.Path],
+    image_dir: pathlib.Path,
+    label_dir: pathlib.Path,
+    fix: str,
+) -> None:
+    """Raises ValueError, with what fixes it, where an image or a label is alone with its key."""
+    without_label = [str(path) for key, path in images.items() if key not in labels]
+    without_image = [str(path) for key, path in labels.items() if key not in images]
     if without_label or without_image:
         raise ValueError(
             f"{len(without_label)} images in {image_dir} have no label in {label_dir}"
-            f"{such_as(without_label)}, {len(without_image)} labels have no image"
-            f"{such_as(without_image)}; complete the pairs or remove them"
+            f"{_list_some(without_label)}, {len(without_image)} labels have no image"
+            f"{_list_some(without_image)}; {fix}"
         )
-    return tuple((str(images[stem]), str(labels[stem])) for stem in images)
+
+
+def _list_some(paths: Sequence[str]) -> str:
+    """Up to three of the paths in brackets, after a space; nothing where there are none."""
+    if not paths:
+        return ""
+    return f" ({', '.join(sorted(paths)[:3])}{'...' if len(paths) > 3 else ''})"
 
 
 def describe_contents(folder: pathlib.Path) -> str:
@@ -121,10 +140,3 @@ def _tell_apart(
 
         images = [path for path in paths if is_image(path)]
     return images, [path for path in paths if path not in set(images)]
-
-
-def such_as(paths: list[str]) -> str:
-    """Up to three of the paths in brackets, after a space; nothing where there are none."""
-    if not paths:
-        return ""
-    return f" ({', '.join(sorted(paths)[:3])}{'...' if len(paths) > 3 else ''})"
