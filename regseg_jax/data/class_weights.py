@@ -42,19 +42,31 @@ def compute_class_weights(rule: str, survey: Survey) -> np.ndarray:
     """The weight of each class, f64[num_classes]; under `median_frequency` 1 for absent ones.
 
     Raises:
-      ValueError: if there is no such rule, or no pixel has a class.
+      ValueError: if no pixel has a class.
     """
-    if rule not in RULES:
-        raise ValueError(
-            f"config.loss.class_weights is {rule!r}; set numbers, one of {', '.join(RULES)}, or "
-            "'' for none"
-        )
     if not survey.labelled_pixels:
         raise ValueError(
             f"config.loss.class_weights is {rule!r}, but no pixel of the training labels has a "
             "class; check the class table"
         )
     return RULES[rule](survey)
+
+
+def check_class_weights(setting: str | Sequence[float], class_table: ClassTable) -> None:
+    """Raises ValueError unless setting is a rule, a positive number for each class, or empty."""
+    if isinstance(setting, str):
+        if setting and setting not in RULES:
+            raise ValueError(
+                f"config.loss.class_weights is {setting!r}; set numbers, one of "
+                f"{', '.join(RULES)}, or '' for none"
+            )
+        return
+    is_legal = all(isinstance(x, int | float) and 0 < x < float("inf") for x in setting)
+    if not is_legal or len(setting) not in (0, class_table.num_classes):
+        raise ValueError(
+            f"config.loss.class_weights is {tuple(setting)}; set a positive number for each of "
+            f"the {class_table.num_classes} classes"
+        )
 
 
 def load_class_weights(
@@ -86,10 +98,11 @@ def load_class_weights(
       ValueError: if the numbers are not one positive number for each class, there is no such rule,
         or the file in workdir is of another data set, class table or rule.
     """
-    if not isinstance(setting, str):
-        return _check_numbers(setting, class_table) if len(setting) else None
+    check_class_weights(setting, class_table)
     if not setting:
         return None
+    if not isinstance(setting, str):
+        return tuple(map(float, setting))
     path = workdir / CLASS_WEIGHTS_FILE
     made_for = {"rule": setting, "data_set": source.fingerprint().data_set}
     if path.exists():
@@ -113,13 +126,3 @@ def load_class_weights(
         }
         write_json(path, content)
     return tuple(weights)
-
-
-def _check_numbers(weights: Sequence[float], class_table: ClassTable) -> tuple[float, ...]:
-    is_legal = all(isinstance(x, int | float) and 0 < x < float("inf") for x in weights)
-    if len(weights) != class_table.num_classes or not is_legal:
-        raise ValueError(
-            f"config.loss.class_weights is {tuple(weights)}; set a positive number for each of "
-            f"the {class_table.num_classes} classes"
-        )
-    return tuple(map(float, weights))

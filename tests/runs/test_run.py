@@ -44,3 +44,15 @@ def test_a_held_back_split_is_written_down_and_what_looks_wrong_is_said(config, 
     (tmp_path / "run" / "val_split.json").write_text(json.dumps(saved))
     with contextlib.closing(Run.create(config, tmp_path / "run")) as again:
         assert [example["name"] for example in again.eval_source] == ["x0", "x9"]
+
+
+def test_class_weights_are_counted_before_training_and_kept(config, tmp_path):
+    config.loss.class_weights = "median_frequency"
+    with contextlib.closing(Run.create(config, tmp_path / "run")) as run:
+        assert run.class_weights == (1.0, 1.0)
+    saved = json.loads((tmp_path / "run" / "class_weights.json").read_text())
+    assert saved["pixels_per_class"] == {"a": 192, "b": 0}
+    config.loss.class_weights = (1.0, 2.0, 3.0)
+    with pytest.raises(ValueError, match="positive number for each of the 2 classes"):
+        Run.create(config, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
