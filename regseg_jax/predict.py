@@ -19,7 +19,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from regseg_jax.data.classes import ClassTable
-from regseg_jax.data.sources.source import list_images, load_image
+from regseg_jax.data.decode import load_image
+from regseg_jax.data.sources.pairing import list_images
 from regseg_jax.prediction.submission import check_whole, compute_fingerprint, write_label_ids
 from regseg_jax.reports.pictures import draw_overlay, save_png
 from regseg_jax.runs.parts import create_dataset
