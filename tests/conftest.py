@@ -27,21 +27,22 @@ if not flags.FLAGS.is_parsed():
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
+def expects_fixtures() -> bool:
+    """Whether a test that lacks them fails by default."""
+    if "REGSEG_FIXTURES" in os.environ:
+        return True
+    return bool(os.environ.get("CI")) and (ROOT.parent / "shared").is_dir()
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--run-slow", action="store_true", help="also the tests that take minutes")
     parser.addoption(
         "--expect-fixtures",
         action="store_true",
-        default=_expects_fixtures(),
+        default=expects_fixtures(),
         help="fail where a test would be skipped for want of REGSEG_FIXTURES; the default where "
         "that is set, and where CI is and ../shared exists",
     )
-
-
-def _expects_fixtures() -> bool:
-    if "REGSEG_FIXTURES" in os.environ:
-        return True
-    return bool(os.environ.get("CI")) and (ROOT.parent / "shared").is_dir()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -49,7 +50,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 # Files that take minutes come first, so that no worker is left alone with one at the end.
-LONGEST_FILES = ("test_train.py", "test_steps.py", "test_parity.py", "test_benchmark.py")
+LONGEST_FILES = (
+    *("test_train.py", "test_parity.py", "test_steps.py", "test_end_to_end.py"),
+    "test_benchmark.py",
+)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -60,7 +64,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(pytest.mark.skip(reason="takes minutes; use --run-slow"))
 
 
-def _find_fixtures(config: pytest.Config, name: str) -> pathlib.Path:
+def find_fixtures(config: pytest.Config, name: str) -> pathlib.Path:
     """A folder of data that is not part of the project; without it, the test is skipped or, with
     --expect-fixtures, fails.
     """
@@ -74,13 +78,13 @@ def _find_fixtures(config: pytest.Config, name: str) -> pathlib.Path:
 @pytest.fixture(scope="session")
 def full_golden_dir(pytestconfig: pytest.Config) -> pathlib.Path:
     """The author's outputs that tests/golden was distilled from."""
-    return _find_fixtures(pytestconfig, "golden")
+    return find_fixtures(pytestconfig, "golden")
 
 
 @pytest.fixture(scope="session")
 def camvid_dir(pytestconfig: pytest.Config) -> pathlib.Path:
     """CamVid in the SegNet edition."""
-    return _find_fixtures(pytestconfig, "camvid")
+    return find_fixtures(pytestconfig, "camvid")
 
 
 @pytest.fixture(scope="session")
