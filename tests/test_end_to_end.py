@@ -1,40 +1,24 @@
 """The commands as a user types them, one after the other, on one small run."""
 
 import json
-import os
 import pathlib
 import re
 import subprocess
-import sys
 import zipfile
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
+from small_process import finish, kill, start_script, steps_saved, wait_for
 
 from regseg_jax.data.classes import CAMVID
 from regseg_jax.data.synthetic.scenes import SyntheticScenes
 
-TESTS = pathlib.Path(__file__).parent
 
-
-def start(*arguments: str | os.PathLike) -> subprocess.Popen:
+def start(*arguments: object) -> subprocess.Popen:
     """`python -m ARGUMENTS`."""
-    paths = os.pathsep.join(map(str, (TESTS, TESTS.parent)))
-    return subprocess.Popen(
-        [sys.executable, str(TESTS / "small_command.py"), "-m", *map(str, arguments)],
-        env={**os.environ, "XLA_FLAGS": "", "PYTHONPATH": paths},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def finish(process: subprocess.Popen) -> tuple[str, str]:
-    out, err = process.communicate(timeout=500)
-    assert process.returncode == 0, err
-    return out, err
+    return start_script("small_main.py", "-m", *arguments)
 
 
 def find_mean_iou(printed: str) -> str:
@@ -49,22 +33,20 @@ def recipe(tmp_path_factory) -> pathlib.Path:
 
 
 @pytest.fixture(scope="module")
-def trained(recipe, tmp_path_factory) -> tuple[pathlib.Path, str]:
-    """The folder of a run that was killed once, and what the second start printed."""
+def workdir(recipe, tmp_path_factory) -> pathlib.Path:
+    """The folder of a run that was killed once."""
     workdir = tmp_path_factory.mktemp("end_to_end") / "run"
     train = ("regseg_jax.main", f"--config={recipe}", f"--workdir={workdir}", "--config.seed=3")
     first = start(*train)
-    while not any(path.name.isdigit() for path in workdir.glob("checkpoints/*")):
-        assert first.poll() is None, first.communicate()[1]
-    first.kill()
-    first.communicate()
+    wait_for(lambda: steps_saved(workdir), first)
+    kill(first)
     out, err = finish(start(*train))
+    assert find_mean_iou(out)
     assert "going on from the checkpoint of step" in err
-    return workdir, out
+    return workdir
 
 
-def test_evaluation_prints_the_score_of_training(trained, recipe):
-    workdir, printed = trained
+def test_evaluation_prints_the_best_score_of_training(workdir, recipe):
     out, _ = finish(
         start(
             *("regseg_jax.main", "--mode=eval", f"--config={recipe}", f"--workdir={workdir}"),
@@ -72,13 +54,14 @@ def test_evaluation_prints_the_score_of_training(trained, recipe):
         )
     )
     step = int(re.search(r"val: checkpoint of step (\d+), 5 images", out)[1])
-    assert step in (6, 12)
-    if step == 12:  # the last evaluation was the best
-        assert find_mean_iou(out) == find_mean_iou(printed)
+    records = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    scores = {r["step"]: r["val/mean_iou"] for r in records if "val/mean_iou" in r}
+    assert scores.keys() == {6, 12}
+    assert scores[step] == max(scores.values())
+    assert find_mean_iou(out) == f"{100 * scores[step]:.2f}"
 
 
-def test_a_prediction_is_the_exported_models(trained, tmp_path):
-    workdir, _ = trained
+def test_a_prediction_is_the_exported_models(workdir, tmp_path):
     image = SyntheticScenes(num_examples=1, height=48, width=64, seed=9)[0]["image"]
     Image.fromarray(image).save(tmp_path / "street.png")
     predictions = tmp_path / "predictions"

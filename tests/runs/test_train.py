@@ -2,77 +2,36 @@
 
 import dataclasses
 import json
-import os
 import pathlib
 import shutil
 import signal
-import socket
-import subprocess
-import sys
-import time
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 import small_import
 from ml_collections import ConfigDict
+from small_process import (
+    NUM_STEPS,
+    assert_same_end,
+    finish,
+    kill,
+    read_state,
+    start,
+    start_two,
+    steps_saved,
+    wait_for,
+)
 
 from regseg_jax.runs.train import train
 from regseg_jax.runs.workdir import load_config
 
-TESTS = pathlib.Path(__file__).parents[1]
-NUM_STEPS = 12
 # Of small_run.py, which no other process can import: it hides PyTorch.
 SMALL_STAGES = (
     ("stage4", ((16, (1,), 2),)),
     ("stage8", ((16, (1,), 2),)),
     ("stage16", ((32, (1, 2), 2),)),
 )
-
-
-def start(workdir: pathlib.Path, *overrides: str, **variables: str) -> subprocess.Popen:
-    # One device and one thread (small_run.py also keeps to one core): with more threads, XLA's
-    # sums on a busy CPU were seen to round differently from one start to the next.
-    flags = "--xla_cpu_multi_thread_eigen=false"
-    env = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(TESTS.parent), **variables}
-    return subprocess.Popen(
-        [sys.executable, str(TESTS / "small_run.py"), str(workdir), *overrides],
-        env=env,
-        cwd=TESTS,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def finish(process: subprocess.Popen) -> tuple[str, str]:
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    return out, err
-
-
-def wait_for(condition, process: subprocess.Popen, seconds: float = 200) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.002)
-
-
-def kill(process: subprocess.Popen) -> None:
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-
-
-def read_state(workdir: pathlib.Path, step: int) -> dict:
-    with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(workdir.absolute() / "checkpoints" / str(step) / "default")
-
-
-def steps_saved(workdir: pathlib.Path) -> set[int]:
-    folder = workdir / "checkpoints"
-    return {int(p.name) for p in folder.iterdir() if p.name.isdigit()} if folder.is_dir() else set()
 
 
 def read_mean_iou(workdir: pathlib.Path, step: int) -> float:
@@ -87,13 +46,6 @@ def whole_run(tmp_path_factory) -> pathlib.Path:
     out, _ = finish(start(workdir))
     assert "mean IoU" in out
     return workdir
-
-
-def assert_same_end(workdir: pathlib.Path, expected: pathlib.Path) -> None:
-    old, new = read_state(expected, NUM_STEPS), read_state(workdir, NUM_STEPS)
-    assert jax.tree.structure(old) == jax.tree.structure(new)
-    for a, b in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True):
-        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
 def test_a_run_leaves_checkpoints_metrics_and_pictures(whole_run):
@@ -161,14 +113,6 @@ def test_a_search_killed_and_restarted_ends_bit_identical(tmp_path):
     assert len(moved) == 6
     assert moved[0] == 1  # in the warm-up
     assert (killed / "pictures" / "rates.png").exists()
-
-
-def start_two(workdir: pathlib.Path, *overrides: str) -> list[subprocess.Popen]:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    variables = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": "2"}
-    return [start(workdir, *overrides, **variables, JAX_PROCESS_ID=str(i)) for i in range(2)]
 
 
 @pytest.mark.slow
