@@ -232,8 +232,8 @@ def main(argv: Sequence[str]) -> None:
     describe(create_model(flags.FLAGS.model, flags.FLAGS.num_classes), size, output)
 
 
-if __name__ == "__main__":
-    # Not on import, as other commands have flags of the same names.
+def run() -> None:
+    """Defines the flags and runs the command."""
     flags.DEFINE_string(
         "model", "exp48_decoder26", "BACKBONE_DECODER, an alias, or a variant file."
     )
@@ -241,3 +241,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("size", "1024,2048", "HEIGHT,WIDTH of the image.")
     flags.DEFINE_string("output", ".", "Folder for the picture of the field of view.")
     run_command(main, "regseg_jax.describe")
+
+
+if __name__ == "__main__":
+    run()

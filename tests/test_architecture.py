@@ -79,8 +79,8 @@ LAYERS = {
 PLACES = {
     "orbax": ("training.checkpoints",),
     "ml_collections": (
-        *("config", "main", "import_torch", "runs.train", "runs.run", "runs.evaluate"),
-        *("search.compare", "benchmark.input"),
+        *("config", "import_torch", "runs.train", "runs.run", "runs.evaluate"),
+        *("search.compare", "runtime.recipes"),
     ),
     "torch": ("export",),
     "onnx": ("export",),
@@ -124,7 +124,7 @@ def test_the_tables_of_the_models_know_only_python():
 @pytest.mark.parametrize("name", [name for name in FILES if _inside(name, "data")])
 def test_data_knows_neither_models_nor_jax(name):
     assert all(
-        _inside(module, "data", "runtime.files", "runtime.checks")
+        _inside(module, "data", "runtime.files", "runtime.checks", "runtime.packages")
         for module in _project_imports(name)
     )
     accelerated = {"jax"} if name in ("data.augment", "data.rand_augment") else set()
@@ -139,7 +139,7 @@ def test_packages_stay_in_their_places(package):
 
 def test_flags_belong_to_the_commands():
     commands = {name for name, path in FILES.items() if "__main__" in path.read_text()}
-    for name in set(FILES) - commands - {"runtime.command"}:
+    for name in set(FILES) - commands - {"runtime.command", "runtime.recipes"}:
         absl = {imported for imported in IMPORTS[name] if _inside(imported, "absl")}
         assert absl <= {"absl.logging"}, name
 

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 from PIL import Image
 
 from regseg_jax.config import parse_config
@@ -33,6 +33,7 @@ from regseg_jax.runs.workdir import check_same_run, load_config
 from regseg_jax.runtime.command import run_command
 from regseg_jax.runtime.environment import describe_environment
 from regseg_jax.runtime.files import write_json
+from regseg_jax.runtime.recipes import define_config_flag
 from regseg_jax.search.rate_search import searched_layers
 
 RATES = ("searched", "hand-tuned", "random")
@@ -181,10 +182,15 @@ def main(argv: list[str]) -> None:
         print(f"wrote {values.workdir}/comparison.json and comparison.png")
 
 
-if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", None, "The recipe; its model has the tuned rates.")
+def run() -> None:
+    """Defines the flags and runs the command."""
+    define_config_flag("The recipe; its model has the hand-tuned dilation rates.")
     flags.DEFINE_string("found", None, "The variant file that a search wrote.")
     flags.DEFINE_string("workdir", None, "The comparison's folder, with a run in each subfolder.")
     flags.DEFINE_integer("seeds", 3, "Runs of each kind of rates.", lower_bound=1)
     flags.mark_flags_as_required(["config", "found", "workdir"])
     run_command(main, "regseg_jax.search.compare")
+
+
+if __name__ == "__main__":
+    run()
