@@ -15,7 +15,7 @@ import tempfile
 
 import jax
 from absl import flags
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_flags
 
 from regseg_jax.config import Config, parse_config
 from regseg_jax.data.dataset import CLASS_TABLES, DataConfig
@@ -25,7 +25,6 @@ from regseg_jax.models.variants import get_variant
 from regseg_jax.runs.parts import create_dataset, create_run_model, create_run_optimizer
 from regseg_jax.runs.workdir import claim_workdir
 from regseg_jax.runtime.command import run_command
-from regseg_jax.runtime.recipes import define_config_flag
 from regseg_jax.training.checkpoints import CheckpointManager
 from regseg_jax.training.train_state import start_from
 
@@ -123,7 +122,7 @@ def run() -> None:
     flags.DEFINE_string("model", None, "BACKBONE_DECODER, an alias, or a variant file.")
     flags.DEFINE_integer("num_classes", None, "The classes that it was trained with.")
     flags.DEFINE_string("workdir", None, "The run's folder; new or empty.")
-    define_config_flag("The recipe of the run, by name or path; else the defaults.")
+    config_flags.DEFINE_config_file("config", None, "The recipe; else the defaults.")
     flags.mark_flags_as_required(["input", "model", "num_classes", "workdir"])
     run_command(main, "regseg_jax.import_torch")
 

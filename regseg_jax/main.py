@@ -4,11 +4,11 @@ python -m regseg_jax.main --config=configs/camvid.py --workdir=RUN [--mode=eval]
 """
 
 from absl import flags
+from ml_collections import config_flags
 
 from regseg_jax.runs.evaluate import evaluate_run
 from regseg_jax.runs.train import train
 from regseg_jax.runtime.command import run_command
-from regseg_jax.runtime.recipes import define_config_flag
 from regseg_jax.training.sharding import join_processes
 
 
@@ -27,7 +27,7 @@ def main(argv: list[str]) -> None:
 
 def run() -> None:
     """Defines the flags and runs the command."""
-    define_config_flag("The recipe: a name, such as cityscapes, or a Python file.")
+    config_flags.DEFINE_config_file("config", None, "The recipe: a name or a Python file.")
     flags.DEFINE_string("workdir", None, "The run's folder: checkpoints, logs, pictures.")
     flags.DEFINE_enum("mode", "train", ["train", "eval"], "Train, or evaluate a run's best.")
     flags.DEFINE_bool(

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from regseg_jax.config import parse_config
 from regseg_jax.runs.parts import create_run_model
-from regseg_jax.runtime.recipes import find_recipes, load_recipe
+from regseg_jax.runtime.recipes import load_recipe
 
 FOLDER = pathlib.Path(__file__).parents[1] / "configs"
 FILES = sorted(path.stem for path in FOLDER.glob("*.py"))
@@ -18,10 +18,6 @@ def _load(recipe: str) -> ConfigDict:
     config = load_recipe(recipe)
     config.data.data_dir = config.data.data_dir or "anywhere"
     return config
-
-
-def test_the_recipes_are_found_in_a_checkout():
-    assert find_recipes() == {name: FOLDER / f"{name}.py" for name in FILES}
 
 
 @pytest.mark.parametrize("name", FILES)

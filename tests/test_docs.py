@@ -12,7 +12,7 @@ from regseg_jax.config import Config, flatten_config, unflatten_config
 from regseg_jax.models import variants
 from regseg_jax.models.field_of_view import compute_field_of_view
 from regseg_jax.runs.workdir import MAY_CHANGE
-from regseg_jax.runtime.recipes import find_recipes
+from regseg_jax.runtime.recipes import find_config
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -49,7 +49,7 @@ def test_modules_recipes_and_scripts_exist(page):
     for module in re.findall(r"python -m (regseg_jax[\w.]*)", text):
         assert importlib.util.find_spec(module), module
     for recipe in re.findall(r"--config=(?:configs/)?([a-z_0-9]+)", text):
-        assert recipe in find_recipes(), recipe
+        assert find_config(recipe)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for script in re.findall(r"\b(regseg-[a-z-]+)", text):
         assert script in project["scripts"], script

@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import numpy as np
 from absl import flags
+from ml_collections import config_flags
 from PIL import Image, ImageEnhance, ImageOps
 from tqdm import tqdm
 
@@ -26,7 +27,6 @@ from regseg_jax.data.sources.source import FolderSource
 from regseg_jax.reports.tables import format_table
 from regseg_jax.runs.parts import create_dataset
 from regseg_jax.runtime.command import run_command
-from regseg_jax.runtime.recipes import define_config_flag
 
 _MAGNITUDE = 0.2  # of RandAugment in the paper's recipe
 
@@ -133,7 +133,7 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    define_config_flag("The recipe: a name, such as cityscapes, or a Python file.")
+    config_flags.DEFINE_config_file("config", None, "The recipe, a file of configs/.")
     flags.DEFINE_integer("num_images", 40, "Images that each way is timed on.", lower_bound=1)
     flags.mark_flags_as_required(["config"])
     run_command(main, "regseg_jax.benchmark.input")

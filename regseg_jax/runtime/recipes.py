@@ -1,60 +1,49 @@
-"""Recipes: the files that make a config, found by name or by path."""
+"""What `--config` names: a file, or the name of a recipe in `configs/`."""
 
 import importlib.util
 import pathlib
 
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
+# Where recipes are looked for by name: here, in the installed package, and beside it in a checkout.
 _PACKAGE = pathlib.Path(__file__).parents[1]
+_FOLDERS = (pathlib.Path("configs"), _PACKAGE / "configs", _PACKAGE.parent / "configs")
 
 
-def find_recipes() -> dict[str, pathlib.Path]:
-    """The recipes that come with the project, by name.
-
-    Installed, they are a part of the package; in a checkout they are the folder `configs/` beside
-    it.
-    """
-    folder = _PACKAGE / "configs"
-    if not folder.is_dir():
-        folder = _PACKAGE.parent / "configs"
-    return {path.stem: path for path in sorted(folder.glob("[!_]*.py"))}
-
-
-def load_recipe(recipe: str) -> ConfigDict:
-    """The config of a recipe.
+def find_config(value: str) -> str:
+    """The path of a config file.
 
     Args:
-      recipe: a name, such as `cityscapes`, or the path of a Python file with a function
-        `get_config`; after a colon its argument, if it takes one: `camvid_scratch:segnet`.
+      value: the path, or a recipe's name (`cityscapes`); an argument of `get_config` may follow
+        after a colon.
 
     Raises:
-      ValueError: if there is no such recipe, or it refuses its argument.
+      ValueError: if there is no such file; lists the recipes that there are.
     """
-    name, colon, argument = recipe.partition(":")
-    recipes = find_recipes()
-    path = recipes.get(name, pathlib.Path(name))
-    if path.suffix != ".py" or not path.is_file():
-        raise ValueError(
-            f"{name!r} is neither a Python file nor a recipe; the recipes are {', '.join(recipes)}"
-        )
-    spec = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
+    name, colon, argument = value.partition(":")
+    for path in (pathlib.Path(name), *(folder / f"{name}.py" for folder in _FOLDERS)):
+        if path.is_file() and path.suffix == ".py":
+            return f"{path}{colon}{argument}"
+    known = ", ".join(sorted({path.stem for folder in _FOLDERS for path in folder.glob("*.py")}))
+    raise ValueError(f"--config={name} is neither a config file nor a recipe; recipes are {known}")
+
+
+def load_recipe(value: str) -> ConfigDict:
+    """The config that a recipe makes, for a recipe that starts from another one.
+
+    Args:
+      value: as of `find_config`.
+
+    Raises:
+      ValueError: if there is no such file, or it refuses its argument.
+    """
+    path, colon, argument = find_config(value).partition(":")
+    spec = importlib.util.spec_from_file_location("recipe", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise ValueError(f"{path} has no function get_config")
     return module.get_config(argument) if colon else module.get_config()
 
 
-class _RecipeParser(flags.ArgumentParser):
-    def parse(self, recipe: str) -> ConfigDict:
-        return load_recipe(recipe).lock()
-
-    def flag_type(self) -> str:
-        return "recipe"
-
-
-def define_config_flag(help_text: str) -> None:
-    """Defines `--config`, a recipe, and `--config.KEY` for each of its keys."""
-    config_flags.DEFINE_config_file("config", None, help_text)
-    flags.FLAGS["config"].parser = _RecipeParser()  # ml_collections' own reads paths alone
+def default_workdir(config_path: str) -> str:
+    """The folder of a recipe's run: `runs/cityscapes` for `configs/cityscapes.py`."""
+    return str(pathlib.Path("runs", pathlib.Path(config_path.partition(":")[0]).stem))

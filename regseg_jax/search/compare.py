@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_flags
 from PIL import Image
 
 from regseg_jax.config import parse_config
@@ -33,7 +33,6 @@ from regseg_jax.runs.workdir import check_same_run, load_config
 from regseg_jax.runtime.command import run_command
 from regseg_jax.runtime.environment import describe_environment
 from regseg_jax.runtime.files import write_json
-from regseg_jax.runtime.recipes import define_config_flag
 from regseg_jax.search.rate_search import searched_layers
 
 RATES = ("searched", "hand-tuned", "random")
@@ -184,7 +183,7 @@ def main(argv: list[str]) -> None:
 
 def run() -> None:
     """Defines the flags and runs the command."""
-    define_config_flag("The recipe; its model has the hand-tuned dilation rates.")
+    config_flags.DEFINE_config_file("config", None, "The recipe; its model has the tuned rates.")
     flags.DEFINE_string("found", None, "The variant file that a search wrote.")
     flags.DEFINE_string("workdir", None, "The comparison's folder, with a run in each subfolder.")
     flags.DEFINE_integer("seeds", 3, "Runs of each kind of rates.", lower_bound=1)
