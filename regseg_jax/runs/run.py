@@ -30,7 +30,7 @@ from regseg_jax.runs.parts import (
     create_run_model,
     create_run_optimizer,
 )
-from regseg_jax.runs.workdir import claim_workdir, record_start
+from regseg_jax.runs.workdir import WorkdirLock, claim_workdir, record_start
 from regseg_jax.search.rate_search import RateSearch
 from regseg_jax.training.checkpoints import has_checkpoint
 from regseg_jax.training.evaluation import Evaluator
@@ -44,7 +44,7 @@ from regseg_jax.training.sharding import (
     replicate,
     replicated,
 )
-from regseg_jax.training.steps import AugmentFn, create_train_step, descend
+from regseg_jax.training.steps import AugmentFn, create_train_step
 from regseg_jax.training.train_state import TrainState, create_train_state, start_from
 
 TrainStep = Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]
@@ -57,6 +57,7 @@ class Run:
     Attributes:
       config: of the run.
       workdir: its folder.
+      lock: of the workdir, held by the main process until `close`.
       class_table: the classes.
       train_source: the images to train on.
       eval_source: the images to score.
@@ -74,13 +75,14 @@ class Run:
 
     config: Config
     workdir: pathlib.Path
+    lock: WorkdirLock | None
     class_table: ClassTable
     train_source: Source
     eval_source: Source
     sampler: Sampler
     mesh: Mesh
     model: RegSeg
-    tx: optax.GradientTransformation
+    tx: optax.GradientTransformationExtraArgs
     learning_rate_fn: Schedule
     rate_search: RateSearch | None
     augment_fn: AugmentFn
@@ -110,7 +112,9 @@ class Run:
         initial = None
         if config.init_from and is_new:
             initial = load_initial_weights(config.init_from, model)
+        lock = None
         if is_main_process():
+            lock = WorkdirLock(workdir)
             claim_workdir(config, workdir)
             record_start(workdir)
             if is_new and config.data.check and config.data.source != "synthetic":
@@ -124,13 +128,14 @@ class Run:
         return cls(
             config=config,
             workdir=workdir,
+            lock=lock,
             class_table=dataset.class_table,
             train_source=train_source,
             eval_source=eval_source,
             sampler=sampler,
             mesh=mesh,
             model=model,
-            tx=create_run_optimizer(config),
+            tx=create_run_optimizer(config, model, num_steps),
             learning_rate_fn=create_run_learning_rate_fn(config, num_steps),
             rate_search=create_rate_search(config, model, num_steps),
             augment_fn=functools.partial(augment, config=config.augment),
@@ -138,6 +143,11 @@ class Run:
             num_steps=num_steps,
             eval_name=name_evaluation(config.data.train_split, config.data.eval_split),
         )
+
+    def close(self) -> None:
+        """Lets others have the workdir."""
+        if self.lock:
+            self.lock.close()
 
     @property
     def with_ema(self) -> bool:
@@ -180,8 +190,9 @@ class Run:
                 create_loss_fn(self.config.loss, pixels),
                 self.augment_fn,
                 self.step_rng,
-                apply_update=self.rate_search.apply_update if self.rate_search else descend,
+                self.mesh,
                 ema_decay=self.config.ema_decay,
+                batch_norm_per_device=self.config.batch_norm_per_device,
             ),
             donate_argnums=0,
             out_shardings=replicated(self.mesh),
