@@ -94,8 +94,8 @@ def main(argv: Sequence[str]) -> None:
     describe_model(create_model(values.model, values.num_classes), size, values.output)
 
 
-if __name__ == "__main__":
-    # Not on import, as other commands have flags of the same names.
+def run() -> None:
+    """Defines the flags and runs the command."""
     flags.DEFINE_string(
         "model", "exp48_decoder26", "BACKBONE_DECODER, an alias, or a variant file."
     )
@@ -105,3 +105,7 @@ if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", None, "With --data: the recipe.")
     flags.DEFINE_string("output", ".", "Folder for what is written.")
     run_command(main, "regseg_jax.describe")
+
+
+if __name__ == "__main__":
+    run()

@@ -206,7 +206,8 @@ def main(argv: list[str]) -> None:
     print(f"wrote {len(written) // 2} class maps and overlays to {values.output}")
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """Defines the flags and runs the command."""
     flags.DEFINE_string("workdir", None, "The run whose best checkpoint is used.")
     flags.DEFINE_string("split", None, "Write label ids for this split of the data set.")
     flags.DEFINE_string("data_dir", None, "Where --split is; else where the run had it.")
@@ -216,3 +217,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("output", None, "The folder that the pictures are written to.")
     flags.mark_flags_as_required(["workdir", "output"])
     run_command(main, "regseg_jax.predict")
+
+
+if __name__ == "__main__":
+    run()

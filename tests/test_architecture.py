@@ -84,7 +84,7 @@ PLACES = {
     "orbax": ("training.checkpoints",),
     "ml_collections": (
         *("config", "describe", "main", "import_torch", "runs.train", "runs.run", "runs.evaluate"),
-        *("search.compare", "benchmark.input"),
+        *("search.compare", "benchmark.input", "runtime.recipes"),
     ),
     "torch": ("export",),
     "onnx": ("export",),
@@ -128,7 +128,7 @@ def test_the_tables_of_the_models_know_only_python():
 @pytest.mark.parametrize("name", [name for name in FILES if _inside(name, "data")])
 def test_data_knows_neither_models_nor_jax(name):
     assert all(
-        _inside(module, "data", "runtime.files", "runtime.checks")
+        _inside(module, "data", "runtime.files", "runtime.checks", "runtime.packages")
         for module in _project_imports(name)
     )
     accelerated = {"jax"} if name in ("data.augment", "data.rand_augment") else set()

@@ -106,8 +106,8 @@ def main(argv: Sequence[str]) -> None:
         print(f"wrote {values.output}")
 
 
-if __name__ == "__main__":
-    # Not on import, as other commands have flags of the same names.
+def run() -> None:
+    """Defines the flags and runs the command."""
     flags.DEFINE_string("backends", "jax,torch", "jax, torch, or both with a comma between.")
     flags.DEFINE_string("mode", "inference", "inference, or train for a whole training step.")
     flags.DEFINE_string(
@@ -120,3 +120,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer("num_runs", 20, "Timed runs of each row.")
     flags.DEFINE_string("output", None, "JSON file to write; else none.")
     run_command(main, "regseg_jax.benchmark")
+
+
+if __name__ == "__main__":
+    run()

@@ -20,6 +20,7 @@ from regseg_jax.data.sources.folder import load_folder
 from regseg_jax.data.sources.source import FolderSource, Source, load_camvid
 from regseg_jax.data.synthetic.scenes import SyntheticScenes
 from regseg_jax.runtime.checks import check_fraction, check_integer, check_one_of, check_size
+from regseg_jax.runtime.packages import require_packages
 
 # The class table of each data set; that of "folder" is the config's own.
 CLASS_TABLES = {
@@ -153,6 +154,11 @@ class Dataset:
             case "cityscapes":
                 return load_cityscapes(config.data_dir, split, class_table)
             case "tfds":
+                require_packages(
+                    "config.data.source 'tfds'",
+                    ("tensorflow_datasets",),
+                    "tensorflow-datasets importlib_resources (regseg_jax's extra [tfds])",
+                )
                 from regseg_jax.data.sources.tfds import TfdsCityscapes  # takes seconds to import
 
                 return TfdsCityscapes(config.data_dir, split, class_table)
