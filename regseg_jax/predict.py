@@ -1,6 +1,6 @@
-"""Predicts class maps and overlays for images of any size.
+"""Predicts class maps and overlays for images and videos of any size.
 
-python -m regseg_jax.predict --workdir=RUN --output=OUT IMAGE_OR_FOLDER ...
+python -m regseg_jax.predict --workdir=RUN --output=OUT IMAGE_VIDEO_OR_FOLDER ...
 
 or label-id PNGs for a whole split, as benchmark servers want them; start again to go on:
 
@@ -10,18 +10,23 @@ python -m regseg_jax.predict --workdir=RUN --output=OUT --split=test [--data_dir
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import jax
-import numpy as np
 from absl import flags
-from PIL import Image
-from tqdm import tqdm
 
-from regseg_jax.data.classes import ClassTable
-from regseg_jax.data.sources.source import list_images, load_image
+from regseg_jax.prediction.engine import Failures, Predictor
+from regseg_jax.prediction.images import predict_images
+from regseg_jax.prediction.inputs import find_inputs
+from regseg_jax.prediction.outputs import (
+    ClassMapFormat,
+    Drawing,
+    ImageWriter,
+    check_outputs,
+    write_classes,
+)
 from regseg_jax.prediction.submission import check_whole, compute_fingerprint, write_label_ids
-from regseg_jax.reports.pictures import draw_overlay, save_png
+from regseg_jax.prediction.tiles import Tiling, parse_tiling
+from regseg_jax.prediction.video import VideoWriter, check_av, predict_video
 from regseg_jax.runs.parts import create_dataset
 from regseg_jax.runs.trained import TrainedRun, load_run
 from regseg_jax.runtime.command import run_command
@@ -36,11 +41,13 @@ class Options:
       ema: whether to use the averaged weights.
       flip: as `config.eval.flip`; None: the run's.
       scales: as `config.eval.scales`; None: the run's.
+      tiling: how larger images are cut; None: only those too large for one piece are.
     """
 
     ema: bool = False
     flip: bool | None = None
     scales: tuple[float, ...] | None = None
+    tiling: Tiling | None = None
 
     def apply(self, trained: TrainedRun) -> TrainedRun:
         """The run with these options as its own.
@@ -63,45 +70,80 @@ class Options:
         variables = trained.ema_variables if self.ema else trained.variables
         return dataclasses.replace(trained, config=config, variables=variables)
 
+    def create_predictor(self, trained: TrainedRun) -> Predictor:
+        """What predicts as the run's evaluation does; of a run with these options applied."""
+        config = trained.config.eval
+        score_fn = create_image_score_fn(trained.model, config)
+        return Predictor(score_fn, trained.variables, self.tiling, can_tile=not config.image_size)
+
 
 def predict(
     workdir: str | os.PathLike,
     paths: Sequence[str | os.PathLike],
     output: str | os.PathLike,
     options: Options = Options(),
+    drawing: Drawing = Drawing(),
+    train_ids: bool = False,
 ) -> list[pathlib.Path]:
-    """Writes `NAME.png`, a class map, and `NAME_overlay.png` for each image.
+    """Writes `NAME.png`, a class map, and `NAME_overlay.png` for each image, `classes.json`
+    beside them, and `NAME_overlay.mp4` for each video.
 
     Images are prepared as in the run's evaluation (`config.eval.image_size`) and the logits
-    upsampled to the image's own size. A class map holds a training id a pixel, in the classes'
-    colours as its palette. Each new image size is compiled once.
+    upsampled to the image's own size. A class map holds the values of the data set's label files,
+    in the classes' colours as its palette. Each new image size is compiled once. What is left out
+    of a folder is printed.
 
     Args:
       workdir: of a run with a checkpoint.
-      paths: image files, or folders whose images are all taken.
+      paths: image and video files, or folders of them; the output mirrors their subfolders.
       output: a folder; created where missing. Files of the same name are replaced.
-      options: how.
+      options: how to predict.
+      drawing: what is written.
+      train_ids: whether class maps hold training ids instead.
 
     Returns:
       The paths written.
 
     Raises:
-      ValueError: if a path does not exist, is no image, or two images would write one file.
+      ValueError: if a path does not exist, two predictions would be one file, or, after all others
+        are written, some inputs cannot be read.
     """
-    images = find_images(paths)
-    output = pathlib.Path(output)
-    outputs = _name_outputs(images, output)
+    inputs = find_inputs(paths, output)
+    if inputs.skipped:
+        print(inputs.describe_skipped())
+    if inputs.videos:
+        check_av()
     trained = options.apply(load_run(workdir))
-    output.mkdir(parents=True, exist_ok=True)
-    class_table = trained.class_table
-    predict_one = create_predict_fn(trained)
-    for path in tqdm(images, desc="predicting", unit="image", disable=None):
-        image = load_image(path)
-        prediction = predict_one(image)
-        map_path, overlay_path = outputs[path]
-        save_png(to_palette_image(prediction, class_table), map_path)
-        save_png(draw_overlay(image, prediction, class_table), overlay_path)
-    return [path for pair in outputs.values() for path in pair]
+    class_maps = ClassMapFormat(trained.class_table, _get_values(trained, train_ids))
+    writers = [
+        kind(pathlib.Path(output), class_maps, drawing) for kind in (ImageWriter, VideoWriter)
+    ]
+    images, videos = (
+        [(entry, writer.get_paths(entry.name)) for entry in entries]
+        for writer, entries in zip(writers, (inputs.images, inputs.videos), strict=True)
+    )
+    check_outputs([entry for entry, _ in images + videos], images + videos)
+    predictor, failures = options.create_predictor(trained), Failures()
+    write_classes(pathlib.Path(output), class_maps)
+    predict_images(inputs.images, predictor, writers[0], failures)
+    for video in inputs.videos:
+        try:
+            failures.messages += predict_video(video, predictor, writers[1])
+        except ValueError as error:
+            failures.messages.append(str(error))
+    failures.raise_any(len(images + videos))
+    return [path for _, paths in images + videos for path in paths]
+
+
+def _get_values(trained: TrainedRun, train_ids: bool) -> tuple[int, ...]:
+    """What stands for each training id in class maps: as in the label files of the data set.
+
+    Labels that are colours have the label ids of the class table: CamVid's original edition those
+    of SegNet's. Cityscapes always has its label ids, which its server and tools want.
+    """
+    config, table = trained.config, trained.class_table
+    own_train_ids = config.data.source == "folder" and config.folder.label_format == "train_ids"
+    return tuple(range(table.num_classes)) if train_ids or own_train_ids else table.label_ids
 
 
 def predict_split(
@@ -126,73 +168,17 @@ def predict_split(
     check_whole(source, class_table, split)
     fingerprint = compute_fingerprint(trained.variables)
     fingerprint += f" flip={config.eval.flip} scales={tuple(config.eval.scales)}"
-    predict_one = create_predict_fn(trained)
-    return write_label_ids(source, predict_one, class_table, output, fingerprint)
-
-
-def find_images(paths: Sequence[str | os.PathLike]) -> list[pathlib.Path]:
-    """Expands folders and checks that every image exists and has a name of its own."""
-    images = []
-    for path in map(pathlib.Path, paths):
-        if not path.exists():
-            raise ValueError(f"there is no {path}; pass image files or folders of images")
-        found = list(list_images(path).values()) if path.is_dir() else [path]
-        if not found:
-            raise ValueError(f"the folder {path} holds no image")
-        images += found
-    by_stem: dict[str, pathlib.Path] = {}
-    for image in images:
-        if image.stem in by_stem:
-            raise ValueError(
-                f"{by_stem[image.stem]} and {image} would both write {image.stem}.png; "
-                "predict them into different folders"
-            )
-        by_stem[image.stem] = image
-    if not images:
-        raise ValueError("no image was given; pass image files or folders of images")
-    return images
-
-
-def _name_outputs(
-    images: Sequence[pathlib.Path], output: pathlib.Path
-) -> dict[pathlib.Path, tuple[pathlib.Path, pathlib.Path]]:
-    """The class map and the overlay of each image; raises where one would replace an image."""
-    outputs = {
-        path: (output / f"{path.stem}.png", output / f"{path.stem}_overlay.png") for path in images
-    }
-    inputs, maps = {path.resolve() for path in images}, {pair[0] for pair in outputs.values()}
-    for path, (map_path, overlay_path) in outputs.items():
-        if overlay_path in maps or {map_path.resolve(), overlay_path.resolve()} & inputs:
-            raise ValueError(
-                f"the predictions of {path} would replace another image or its predictions in "
-                f"{output}; choose another --output"
-            )
-    return outputs
-
-
-def create_predict_fn(trained: TrainedRun) -> Callable[[np.ndarray], np.ndarray]:
-    """A function of an image uint8[H, W, 3] to its class map uint8[H, W]."""
-    score_fn = create_image_score_fn(trained.model, trained.config.eval)
-
-    @jax.jit
-    def predict_batch(variables: dict, images: jax.Array) -> jax.Array:
-        return score_fn(variables, images, images.shape[1:3]).argmax(-1)
-
-    return lambda image: np.asarray(predict_batch(trained.variables, image[None])[0], np.uint8)
-
-
-def to_palette_image(prediction: np.ndarray, class_table: ClassTable) -> Image.Image:
-    """A PNG image whose values are the training ids and whose palette is the classes' colours."""
-    image = Image.fromarray(prediction).convert("L")
-    image.putpalette([channel for color in class_table.colors for channel in color])
-    return image
+    if options.tiling:
+        fingerprint += f" {options.tiling}"
+    predictor = options.create_predictor(trained)
+    return write_label_ids(source, predictor, class_table, output, fingerprint)
 
 
 def main(argv: list[str]) -> None:
     """Predicts and prints where the pictures are."""
     values = flags.FLAGS
     scales = tuple(map(float, values.scales)) if values.scales else None
-    options = Options(values.ema, values.flip, scales)
+    options = Options(values.ema, values.flip, scales, parse_tiling(values.tile, values.overlap))
     if values.split:
         if argv:
             raise ValueError(f"--split takes no images, but {argv} are given; leave out either")
@@ -201,8 +187,10 @@ def main(argv: list[str]) -> None:
         )
         print(f"{values.output} holds the label ids of {len(written)} images")
         return
-    written = predict(values.workdir, argv, values.output, options)
-    print(f"wrote {len(written) // 2} class maps and overlays to {values.output}")
+    class_maps = values.labels or (True if values.labels_only else values.labels)
+    drawing = Drawing(class_maps, not values.labels_only, values.alpha, values.legend)
+    written = predict(values.workdir, argv, values.output, options, drawing, values.train_ids)
+    print(f"wrote {len(written)} class maps and overlays to {values.output}")
 
 
 if __name__ == "__main__":
@@ -213,5 +201,13 @@ if __name__ == "__main__":
     flags.DEFINE_bool("flip", None, "Average with the mirrored image; else as the run's.")
     flags.DEFINE_list("scales", None, "Average over these scales; else as the run's.")
     flags.DEFINE_string("output", None, "The folder that the pictures are written to.")
+    flags.DEFINE_bool("labels", None, "Write class maps; by default of images, not of videos.")
+    flags.DEFINE_bool("labels_only", False, "Write class maps and no overlays.")
+    flags.DEFINE_alias("labels-only", "labels_only")
+    flags.DEFINE_float("alpha", 0.5, "The weight of the colours in overlays, from 0 to 1.")
+    flags.DEFINE_bool("legend", None, "A legend under overlays; by default of images.")
+    flags.DEFINE_bool("train_ids", False, "Class maps of training ids, not label values.")
+    flags.DEFINE_list("tile", None, "HEIGHT,WIDTH: predict larger images in tiles, in pixels.")
+    flags.DEFINE_integer("overlap", None, "Of tiles, in pixels; by default a quarter of a side.")
     flags.mark_flags_as_required(["workdir", "output"])
     run_command(main, "regseg_jax.predict")
