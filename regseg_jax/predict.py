@@ -42,12 +42,16 @@ class Options:
       flip: as `config.eval.flip`; None: the run's.
       scales: as `config.eval.scales`; None: the run's.
       tiling: how larger images are cut; None: only those too large for one piece are.
+      drawing: what is written; of a split always label ids alone.
+      train_ids: whether class maps hold training ids, not the values of label files.
     """
 
     ema: bool = False
     flip: bool | None = None
     scales: tuple[float, ...] | None = None
     tiling: Tiling | None = None
+    drawing: Drawing = dataclasses.field(default_factory=Drawing)
+    train_ids: bool = False
 
     def apply(self, trained: TrainedRun) -> TrainedRun:
         """The run with these options as its own.
@@ -82,8 +86,6 @@ def predict(
     paths: Sequence[str | os.PathLike],
     output: str | os.PathLike,
     options: Options = Options(),
-    drawing: Drawing = Drawing(),
-    train_ids: bool = False,
 ) -> list[pathlib.Path]:
     """Writes `NAME.png`, a class map, and `NAME_overlay.png` for each image, `classes.json`
     beside them, and `NAME_overlay.mp4` for each video.
@@ -97,9 +99,7 @@ def predict(
       workdir: of a run with a checkpoint.
       paths: image and video files, or folders of them; the output mirrors their subfolders.
       output: a folder; created where missing. Files of the same name are replaced.
-      options: how to predict.
-      drawing: what is written.
-      train_ids: whether class maps hold training ids instead.
+      options: how.
 
     Returns:
       The paths written.
@@ -108,31 +108,24 @@ def predict(
       ValueError: if a path does not exist, two predictions would be one file, or, after all others
         are written, some inputs cannot be read.
     """
-    inputs = find_inputs(paths, output)
+    folder, drawing = pathlib.Path(output), options.drawing
+    inputs = find_inputs(paths, folder)
     if inputs.skipped:
         print(inputs.describe_skipped())
     if inputs.videos:
         check_av()
+    outputs = {x: drawing.get_image_paths(folder, x.name) for x in inputs.images}
+    outputs |= {x: drawing.get_video_paths(folder, x.name) for x in inputs.videos}
+    check_outputs(outputs)
     trained = options.apply(load_run(workdir))
-    class_maps = ClassMapFormat(trained.class_table, _get_values(trained, train_ids))
-    writers = [
-        kind(pathlib.Path(output), class_maps, drawing) for kind in (ImageWriter, VideoWriter)
-    ]
-    images, videos = (
-        [(entry, writer.get_paths(entry.name)) for entry in entries]
-        for writer, entries in zip(writers, (inputs.images, inputs.videos), strict=True)
-    )
-    check_outputs([entry for entry, _ in images + videos], images + videos)
+    class_maps = ClassMapFormat(trained.class_table, _get_values(trained, options.train_ids))
     predictor, failures = options.create_predictor(trained), Failures()
-    write_classes(pathlib.Path(output), class_maps)
-    predict_images(inputs.images, predictor, writers[0], failures)
+    write_classes(folder, class_maps)
+    predict_images(inputs.images, predictor, ImageWriter(folder, class_maps, drawing), failures)
     for video in inputs.videos:
-        try:
-            failures.messages += predict_video(video, predictor, writers[1])
-        except ValueError as error:
-            failures.messages.append(str(error))
-    failures.raise_any(len(images + videos))
-    return [path for _, paths in images + videos for path in paths]
+        predict_video(video, predictor, VideoWriter(folder, class_maps, drawing), failures)
+    failures.raise_any(len(outputs))
+    return [path for paths in outputs.values() for path in paths]
 
 
 def _get_values(trained: TrainedRun, train_ids: bool) -> tuple[int, ...]:
@@ -177,8 +170,15 @@ def predict_split(
 def main(argv: list[str]) -> None:
     """Predicts and prints where the pictures are."""
     values = flags.FLAGS
-    scales = tuple(map(float, values.scales)) if values.scales else None
-    options = Options(values.ema, values.flip, scales, parse_tiling(values.tile, values.overlap))
+    class_maps = True if values.labels_only else values.labels
+    options = Options(
+        ema=values.ema,
+        flip=values.flip,
+        scales=tuple(map(float, values.scales)) if values.scales else None,
+        tiling=parse_tiling(values.tile, values.overlap),
+        drawing=Drawing(class_maps, not values.labels_only, values.alpha, values.legend),
+        train_ids=values.train_ids,
+    )
     if values.split:
         if argv:
             raise ValueError(f"--split takes no images, but {argv} are given; leave out either")
@@ -187,9 +187,7 @@ def main(argv: list[str]) -> None:
         )
         print(f"{values.output} holds the label ids of {len(written)} images")
         return
-    class_maps = values.labels or (True if values.labels_only else values.labels)
-    drawing = Drawing(class_maps, not values.labels_only, values.alpha, values.legend)
-    written = predict(values.workdir, argv, values.output, options, drawing, values.train_ids)
+    written = predict(values.workdir, argv, values.output, options)
     print(f"wrote {len(written)} class maps and overlays to {values.output}")
 
 

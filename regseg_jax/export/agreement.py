@@ -23,7 +23,7 @@ try:
 except ImportError as error:
     sys.exit(f"regseg_jax.export.agreement: error: {error}; pip install -r requirements-dev.txt")
 
-from regseg_jax.data.sources.source import load_image
+from regseg_jax.data.decode import load_image
 from regseg_jax.export import onnx_format, stablehlo_format, torch_format
 from regseg_jax.export.export import create_metadata
 from regseg_jax.export.torch_model import fuse_batch_norm

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image
@@ -80,13 +80,23 @@ class Drawing:
         if self.class_maps is False and not self.overlays:
             raise ValueError("neither class maps nor overlays are to be written; ask for one")
 
+    def get_image_paths(self, folder: pathlib.Path, name: str) -> list[pathlib.Path]:
+        """The class map and the overlay of an image, so far as they are written."""
+        paths = [] if self.class_maps is False else [folder / f"{name}.png"]
+        return paths + ([folder / f"{name}_overlay.png"] if self.overlays else [])
+
+    def get_video_paths(self, folder: pathlib.Path, name: str) -> list[pathlib.Path]:
+        """The folder of class maps and the overlay of a video, so far as they are written."""
+        paths = [folder / name] if self.class_maps else []
+        return paths + ([folder / f"{name}_overlay.mp4"] if self.overlays else [])
+
 
 @dataclasses.dataclass(frozen=True)
 class ImageWriter:
-    """Writes `NAME.png`, the class map, and `NAME_overlay.png`.
+    """Writes the class map and the overlay of images.
 
     Attributes:
-      folder: where to; NAME may have subfolders.
+      folder: where to.
       class_maps: how class maps are encoded.
       drawing: what is drawn.
     """
@@ -95,41 +105,27 @@ class ImageWriter:
     class_maps: ClassMapFormat
     drawing: Drawing
 
-    def get_paths(self, name: str) -> list[pathlib.Path]:
-        """The files that are written for an image."""
-        paths = []
-        if self.drawing.class_maps is not False:
-            paths.append(self.folder / f"{name}.png")
-        if self.drawing.overlays:
-            paths.append(self.folder / f"{name}_overlay.png")
-        return paths
-
-    def write(self, name: str, image: np.ndarray, prediction: np.ndarray) -> list[pathlib.Path]:
+    def write(self, name: str, image: np.ndarray, prediction: np.ndarray) -> None:
         """Writes the prediction of an image.
 
         Args:
           name: see `Input`.
           image: uint8 [H, W, 3].
           prediction: training ids, uint8 [H, W].
-
-        Returns:
-          The paths.
         """
-        drawing, paths = self.drawing, self.get_paths(name)
+        drawing, table = self.drawing, self.class_maps.class_table
+        paths = drawing.get_image_paths(self.folder, name)
         if drawing.class_maps is not False:
             save_png(self.class_maps.encode(prediction), paths[0])
         if drawing.overlays:
-            table, legend = self.class_maps.class_table, drawing.legend is not False
+            legend = drawing.legend is not False
             save_png(draw_overlay(image, prediction, table, drawing.alpha, legend), paths[-1])
-        return paths
 
 
-def check_outputs(
-    inputs: Iterable[Input], outputs: Sequence[tuple[Input, Sequence[pathlib.Path]]]
-) -> None:
+def check_outputs(outputs: Mapping[Input, Sequence[pathlib.Path]]) -> None:
     """Raises ValueError where a prediction would replace an input or another prediction."""
-    taken = {x.path.resolve() for x in inputs}
-    for entry, paths in outputs:
+    taken = {entry.path.resolve() for entry in outputs}
+    for entry, paths in outputs.items():
         for path in paths:
             if path.resolve() in taken:
                 raise ValueError(

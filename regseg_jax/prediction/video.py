@@ -6,14 +6,14 @@ import fractions
 import importlib.util
 import itertools
 import pathlib
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from regseg_jax.prediction.engine import Predictor, map_ahead, predict_batches
+from regseg_jax.data.notices import say_once
+from regseg_jax.prediction.engine import Failures, Predictor, map_ahead, predict_batches
 from regseg_jax.prediction.inputs import Input
 from regseg_jax.prediction.outputs import ClassMapFormat, Drawing
 from regseg_jax.reports.pictures import draw_legend, draw_overlay, save_png
@@ -43,11 +43,6 @@ class VideoWriter:
     class_maps: ClassMapFormat
     drawing: Drawing
 
-    def get_paths(self, name: str) -> list[pathlib.Path]:
-        """The overlay's file, and the folder of class maps, so far as they are written."""
-        paths = [self.folder / f"{name}_overlay.mp4"] if self.drawing.overlays else []
-        return paths + ([self.folder / name] if self.drawing.class_maps else [])
-
     @contextlib.contextmanager
     def open_overlay(self, name: str, stream: Any) -> Iterator["_OverlayFile | None"]:
         """The file of overlays, whole when the block ends well; None where none is wanted."""
@@ -56,8 +51,9 @@ class VideoWriter:
             return
         import av
 
+        path = self.drawing.get_video_paths(self.folder, name)[-1]
         with (
-            replacing(self.folder / f"{name}_overlay.mp4") as partial,
+            replacing(path) as partial,
             av.open(partial, "w", format="mp4") as container,
         ):
             file = _OverlayFile(container, stream)
@@ -91,7 +87,9 @@ class _Frame:
     time_base: fractions.Fraction | None
 
 
-def predict_video(video: Input, predictor: Predictor, writer: VideoWriter) -> list[str]:
+def predict_video(
+    video: Input, predictor: Predictor, writer: VideoWriter, failures: Failures
+) -> None:
     """Predicts every frame, in batches, while others are decoded and encoded.
 
     Frames keep their times; sound is not copied. Turned videos, as phones make them, are read
@@ -101,16 +99,33 @@ def predict_video(video: Input, predictor: Predictor, writer: VideoWriter) -> li
       video: the file.
       predictor: of the frames.
       writer: of the predictions.
-
-    Returns:
-      A line for each broken frame, which is left out.
-
-    Raises:
-      ValueError: if the file cannot be read, no frame can, or memory does not suffice.
+      failures: to be added to: the file if it cannot be read; else its broken frames, which are
+        left out.
     """
     import av
 
     broken: list[str] = []
+    try:
+        with av.open(video.path) as container:
+            if not container.streams.video:
+                raise ValueError("it holds no video stream")
+            _predict_frames(video, container, predictor, writer, broken)
+    except (av.FFmpegError, ValueError) as error:
+        failures.messages.append(f"cannot predict the video {video.path}: {error}")
+    if broken:
+        failures.messages.append(
+            f"{video.path} without {len(broken)} broken frames ({', '.join(broken[:3])}"
+            + (", ...)" if len(broken) > 3 else ")")
+        )
+
+
+def _predict_frames(
+    video: Input, container: Any, predictor: Predictor, writer: VideoWriter, broken: list[str]
+) -> None:
+    stream = container.streams.video[0]
+    stream.thread_type = "AUTO"
+    if container.streams.audio and writer.drawing.overlays:
+        say_once("the sound of videos is not copied", video.path)
 
     def draw(result: tuple[_Frame, np.ndarray, Any]) -> tuple[_Frame, np.ndarray | None]:
         frame, image, prediction = result
@@ -118,30 +133,21 @@ def predict_video(video: Input, predictor: Predictor, writer: VideoWriter) -> li
             raise prediction
         return frame, writer.draw(video.name, frame.index, image, prediction)
 
-    try:
-        with av.open(video.path) as container:
-            if not container.streams.video:
-                raise ValueError(f"{video.path} holds no video stream")
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            if container.streams.audio and writer.drawing.overlays:
-                tqdm.write(f"{video.path}: its sound is not copied", file=sys.stderr)
-            frames = _read_ahead(_read_frames(container, stream, broken))
-            drawn = map_ahead(draw, predict_batches(frames, predictor))
-            total = stream.frames or _estimate_frames(container, stream)
-            count = 0
-            with writer.open_overlay(video.name, stream) as overlays:
-                for frame, overlay in tqdm(
-                    drawn, desc=video.path.name, total=total, unit="frame", disable=None
-                ):
-                    count += 1
-                    if overlays is not None:
-                        overlays.add(overlay, frame)
-                if not count:
-                    raise ValueError("it has no frame that can be decoded")
-    except (av.FFmpegError, ValueError) as error:
-        raise ValueError(f"cannot predict the video {video.path}: {error}") from None
-    return [f"{video.path}: left out {line}" for line in broken]
+    frames = _read_ahead(_read_frames(container, stream, broken))
+    drawn = map_ahead(draw, predict_batches(frames, predictor))
+    total = stream.frames or _estimate_frames(container, stream)
+    count = 0
+    with (
+        writer.open_overlay(video.name, stream) as overlays,
+        tqdm(desc=video.path.name, total=total, unit="frame", disable=None) as progress,
+    ):
+        for frame, overlay in drawn:
+            count += 1
+            progress.update()
+            if overlays is not None:
+                overlays.add(overlay, frame)
+        if not count:
+            raise ValueError("it has no frame that can be decoded")
 
 
 def _read_frames(

@@ -5,6 +5,7 @@ import functools
 import math
 import os
 import pathlib
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
@@ -12,7 +13,6 @@ import jax
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from regseg_jax.config import Config, parse_config
 from regseg_jax.data.augment import augment
@@ -20,7 +20,8 @@ from regseg_jax.data.classes import ClassTable
 from regseg_jax.data.dataset import name_evaluation
 from regseg_jax.data.pipeline import Batch, ProcessShare, create_train_iterator
 from regseg_jax.data.sampling import Sampler, check_epoch_size
-from regseg_jax.data.sources.source import Source, check_source
+from regseg_jax.data.sources.source import Source
+from regseg_jax.data.survey import find_warnings, survey_source
 from regseg_jax.models import RegSeg
 from regseg_jax.runs.initial_weights import InitialWeights, load_initial_weights
 from regseg_jax.runs.parts import (
@@ -100,8 +101,8 @@ class Run:
         """
         config, workdir = parse_config(config), pathlib.Path(workdir)
         dataset = create_dataset(config)
-        train_source = dataset.create_source(config.data.train_split)
-        eval_source = dataset.create_source(config.data.eval_split)
+        train_source = dataset.create_source(config.data.train_split, workdir)
+        eval_source = dataset.create_source(config.data.eval_split, workdir)
         mesh = create_mesh(config.global_batch_size)
         create_mesh(config.eval.batch_size, "eval.batch_size")
         check_epoch_size(len(train_source), config.global_batch_size)
@@ -113,9 +114,10 @@ class Run:
         if is_main_process():
             claim_workdir(config, workdir)
             record_start(workdir)
+            dataset.keep_val_split(workdir)
             if is_new and config.data.check and config.data.source != "synthetic":
-                _check_images(train_source, "checking the training images")
-                _check_images(eval_source, "checking the evaluation images")
+                _check_images(train_source, dataset.class_table, config.data.train_split)
+                _check_images(eval_source, dataset.class_table, config.data.eval_split)
         with main_process_first():
             train_source = dataset.cache_source(train_source, config.data.train_split)
             eval_source = dataset.cache_source(eval_source, config.data.eval_split)
@@ -219,7 +221,7 @@ class Run:
         )
 
 
-def _check_images(source: Source, description: str) -> None:
-    with tqdm(total=len(source), desc=description, unit="image", leave=False, disable=None) as bar:
-        for _ in check_source(source):
-            bar.update()
+def _check_images(source: Source, class_table: ClassTable, split: str) -> None:
+    survey = survey_source(source, class_table.num_classes, f"checking the {split} images")
+    for warning in find_warnings(survey, class_table, split):
+        print(warning, file=sys.stderr)

@@ -4,6 +4,7 @@ import os
 import pathlib
 
 from regseg_jax.data.classes import ClassTable
+from regseg_jax.data.sources.pairing import such_as
 from regseg_jax.data.sources.source import FolderSource
 
 SPLITS = ("train", "val", "trainval", "test")
@@ -53,9 +54,9 @@ def load_cityscapes(
     without_image = [str(labels[key]) for key in labels if key not in images]
     if without_label or without_image:
         raise ValueError(
-            f"{len(without_label)} images of {image_dir} have no label in {label_dir} "
-            f"({', '.join(without_label[:3])}...), {len(without_image)} labels have no image "
-            f"({', '.join(without_image[:3])}...); unpack both archives again into {data_dir}"
+            f"{len(without_label)} images of {image_dir} have no label in {label_dir}"
+            f"{such_as(without_label)}, {len(without_image)} labels have no image"
+            f"{such_as(without_image)}; unpack both archives again into {data_dir}"
         )
     pairs = tuple((str(images[key]), str(labels[key])) for key in images)
     return FolderSource(pairs, class_table, label_format)
@@ -63,5 +64,5 @@ def load_cityscapes(
 
 def _find(folder: pathlib.Path, suffix: str) -> dict[str, pathlib.Path]:
     """The files of all cities with this suffix, by `CITY/X`, sorted."""
-    paths = sorted(folder.glob(f"*/*{suffix}"))
+    paths = sorted(p for p in folder.glob(f"*/*{suffix}") if not p.name.startswith("."))
     return {f"{path.parent.name}/{path.name.removesuffix(suffix)}": path for path in paths}
