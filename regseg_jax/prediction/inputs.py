@@ -6,7 +6,7 @@ import os
 import pathlib
 from collections.abc import Iterator, Sequence
 
-from regseg_jax.data.decode import image_suffixes
+from regseg_jax.data.decode import IMAGE_SUFFIXES
 
 VIDEO_SUFFIXES = frozenset(
     (".mp4", ".m4v", ".mov", ".mkv", ".avi", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".mts")
@@ -103,7 +103,7 @@ def _walk(
             skipped["the output folder"].append(path)
         elif path.is_dir():
             yield from _walk(path, output, skipped)
-        elif path.suffix.lower() in image_suffixes() | VIDEO_SUFFIXES:
+        elif path.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
             yield path
         else:
             reason = (
