@@ -31,7 +31,7 @@ from regseg_jax.runs.parts import (
     create_run_model,
     create_run_optimizer,
 )
-from regseg_jax.runs.workdir import claim_workdir, record_start
+from regseg_jax.runs.workdir import WorkdirLock, claim_workdir, record_start
 from regseg_jax.search.rate_search import RateSearch
 from regseg_jax.training.checkpoints import has_checkpoint
 from regseg_jax.training.evaluation import Evaluator
@@ -58,6 +58,7 @@ class Run:
     Attributes:
       config: of the run.
       workdir: its folder.
+      lock: of the workdir, held by the main process until `close`.
       class_table: the classes.
       train_source: the images to train on.
       eval_source: the images to score.
@@ -75,6 +76,7 @@ class Run:
 
     config: Config
     workdir: pathlib.Path
+    lock: WorkdirLock | None
     class_table: ClassTable
     train_source: Source
     eval_source: Source
@@ -111,7 +113,9 @@ class Run:
         initial = None
         if config.init_from and is_new:
             initial = load_initial_weights(config.init_from, model)
+        lock = None
         if is_main_process():
+            lock = WorkdirLock(workdir)
             claim_workdir(config, workdir)
             record_start(workdir)
             dataset.keep_val_split(workdir)
@@ -126,6 +130,7 @@ class Run:
         return cls(
             config=config,
             workdir=workdir,
+            lock=lock,
             class_table=dataset.class_table,
             train_source=train_source,
             eval_source=eval_source,
@@ -140,6 +145,11 @@ class Run:
             num_steps=num_steps,
             eval_name=name_evaluation(config.data.train_split, config.data.eval_split),
         )
+
+    def close(self) -> None:
+        """Lets others have the workdir."""
+        if self.lock:
+            self.lock.close()
 
     @property
     def with_ema(self) -> bool:
