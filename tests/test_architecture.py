@@ -79,7 +79,7 @@ LAYERS = {
 PLACES = {
     "orbax": ("training.checkpoints",),
     "ml_collections": (
-        *("config", "main", "import_torch", "runs.train", "runs.run", "runs.evaluate"),
+        *("config", "describe", "main", "import_torch", "runs.train", "runs.run", "runs.evaluate"),
         *("search.compare", "benchmark.input"),
     ),
     "torch": ("export",),

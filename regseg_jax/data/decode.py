@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 
 import imagecodecs
 import numpy as np
-from PIL import ExifTags, Image, ImageCms
+from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
 from regseg_jax.data.notices import say_once
 
@@ -136,14 +136,24 @@ def open_image(path: str | os.PathLike, load: bool = True) -> OpenedImage:
       ValueError: if it is no image, is truncated or cannot be opened.
     """
     try:
-        with Image.open(path) as image:  # closes the file also where it cannot be read
-            file_format = image.format
-            tile_args = image.tile[0].args if getattr(image, "tile", None) else image.mode
-            raw_mode = tile_args if isinstance(tile_args, str) else (tile_args or [image.mode])[0]
-            orientation = _read_orientation(image, path, load)
+        # From an open file, for what Pillow maps into memory by its name it misreads in TIFF files
+        # that lie on their side.
+        with open(path, "rb") as file:
+            # Pillow would decode all of a PNG file to look for an orientation.
+            may_be_turned = load or not _is_png(file) or _has_png_metadata(file)
+            file.seek(0)
+            image = Image.open(file)
+            raw_mode = _get_raw_mode(image)
+            # Before the pixels are loaded: Pillow then forgets that of a TIFF file.
+            orientation = _read_orientation(image) if may_be_turned else 1
             if load:
                 image.load()
-            has_frames = getattr(image, "is_animated", False) and file_format != "MPO"
+            has_frames = getattr(image, "is_animated", False) and image.format != "MPO"
+    except UnidentifiedImageError:
+        raise ValueError(
+            f"cannot read {path}: no image format is recognised; restore the file or take it out "
+            "of the data set"
+        ) from None
     except Exception as error:  # Pillow's readers raise whatever a broken file leads them to
         reason = str(error) or type(error).__name__
         raise ValueError(
@@ -151,21 +161,27 @@ def open_image(path: str | os.PathLike, load: bool = True) -> OpenedImage:
         ) from None
     if has_frames:
         say_once("of files with several frames or pages only the first one is read", path)
-    return OpenedImage(image, file_format, raw_mode, orientation)
+    return OpenedImage(image, image.format, raw_mode, orientation)
 
 
-def _read_orientation(image: Image.Image, path: str | os.PathLike, load: bool) -> int:
-    """Before the pixels are loaded: Pillow then forgets that of a TIFF file."""
-    if image.format == "PNG" and not load:
-        # Pillow would decode all of the file to look for it.
-        with open(path, "rb") as file:
-            if not _has_png_metadata(file):
-                return 1
+def _get_raw_mode(image: Image.Image) -> str:
+    args = image.tile[0].args if image.tile else None
+    if isinstance(args, tuple) and args:
+        args = args[0]
+    return args if isinstance(args, str) else image.mode
+
+
+def _read_orientation(image: Image.Image) -> int:
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except (ValueError, SyntaxError, TypeError, KeyError, struct.error):
         return 1  # EXIF data that are damaged say nothing
     return orientation if orientation in _UPRIGHT else 1
+
+
+def _is_png(file: io.BufferedIOBase) -> bool:
+    file.seek(0)
+    return file.read(len(_PNG_SIGNATURE)) == _PNG_SIGNATURE
 
 
 def _has_png_metadata(file: io.BufferedIOBase) -> bool:

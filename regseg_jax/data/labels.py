@@ -143,15 +143,21 @@ def format_raw_values(values: np.ndarray, label_format: LabelFormat) -> list:
     return values.tolist()
 
 
+def list_known_values(table: ClassTable, label_format: LabelFormat) -> tuple[tuple, tuple]:
+    """The raw values of the classes, in the order of training ids, and the ignored ones."""
+    return {
+        "ids": (table.label_ids, table.ignored_label_ids),
+        "train_ids": (tuple(range(table.num_classes)), (IGNORE_LABEL,)),
+        "colors": (table.colors, table.ignored_colors),
+    }[label_format]
+
+
 @functools.lru_cache(maxsize=4)
 def _create_lookup(table: ClassTable, label_format: LabelFormat) -> np.ndarray:
     """uint8[n], the training id of each raw value; the last one is unknown always."""
+    values, ignored = list_known_values(table, label_format)
     if label_format == "colors":
-        values, ignored = [*map(_pack, table.colors)], [*map(_pack, table.ignored_colors)]
-    elif label_format == "ids":
-        values, ignored = table.label_ids, table.ignored_label_ids
-    else:
-        values, ignored = range(table.num_classes), (IGNORE_LABEL,)
+        values, ignored = [*map(_pack, values)], [*map(_pack, ignored)]
     lookup = np.full(max(256, *values, *ignored) + 2, UNKNOWN_LABEL, np.uint8)
     lookup[list(ignored)] = IGNORE_LABEL
     lookup[list(values)] = np.arange(table.num_classes)

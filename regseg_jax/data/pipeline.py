@@ -1,6 +1,6 @@
 """Host-side input: Grain reads, decodes in worker processes, batches and prefetches.
 
-Batches are dicts of numpy arrays, this process's share of the global batch. Augmentation is not
+Batches are dicts of numpy arrays, this process's part of the global batch. Augmentation is not
 done here but on the device (`augment.py`).
 """
 

@@ -142,10 +142,8 @@ def find_warnings(survey: Survey, class_table: ClassTable, split: str) -> list[s
     """What is legal and yet probably a mistake, with counts: absent classes, ignored pixels."""
     warnings = []
     absent = [
-        f"{name!r} (label value {value})"
-        for name, value, pixels in zip(
-            class_table.class_names, class_table.label_ids, survey.class_pixels, strict=True
-        )
+        repr(name)
+        for name, pixels in zip(class_table.class_names, survey.class_pixels, strict=True)
         if pixels == 0
     ]
     if absent:

@@ -21,7 +21,7 @@ from regseg_jax.data.dataset import name_evaluation
 from regseg_jax.data.pipeline import Batch, ProcessShare, create_train_iterator
 from regseg_jax.data.sampling import Sampler, check_epoch_size
 from regseg_jax.data.sources.source import Source
-from regseg_jax.data.survey import find_warnings, survey_source
+from regseg_jax.data.survey import Survey, find_warnings, survey_source
 from regseg_jax.models import RegSeg
 from regseg_jax.runs.initial_weights import InitialWeights, load_initial_weights
 from regseg_jax.runs.parts import (
@@ -231,7 +231,8 @@ class Run:
         )
 
 
-def _check_images(source: Source, class_table: ClassTable, split: str) -> None:
+def _check_images(source: Source, class_table: ClassTable, split: str) -> Survey:
     survey = survey_source(source, class_table.num_classes, f"checking the {split} images")
     for warning in find_warnings(survey, class_table, split):
         print(warning, file=sys.stderr)
+    return survey

@@ -36,8 +36,8 @@ def load_folder(
       image_stem: the stem of an image file, likewise.
 
     Raises:
-      ValueError: names the missing folder, the images without a label and labels without an
-        image, or the image that cannot be read.
+      ValueError: names the missing folder, or the images without a label and labels without an
+        image.
     """
     folders = [pathlib.Path(data_dir) / name.format(split=split) for name in (image_dir, label_dir)]
     for folder, key in zip(folders, ("image_dir", "label_dir"), strict=True):
@@ -52,9 +52,16 @@ def load_folder(
             )
     pairs = pair_files(*folders, label_stem, image_stem)
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        sizes = tuple(pool.map(read_image_size, (image for image, _ in pairs)))
+        sizes = tuple(pool.map(_read_size, (image for image, _ in pairs)))
     same = len(set(sizes)) == 1
     return FolderSource(pairs, class_table, label_format, None if same else sizes)
+
+
+def _read_size(path: str) -> tuple[int, int]:
+    try:
+        return read_image_size(path)
+    except ValueError:
+        return 0, 0  # decoding it says why; until then the others can be looked at
 
 
 def _find_splits(data_dir: pathlib.Path, image_dir: str) -> list[str]:

@@ -68,5 +68,7 @@ def test_faults_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"1 images .*no label .*b\.png"):
         load_folder(tmp_path, "train", TABLE, **DEFAULTS)
     _write(tmp_path / "train/labels/b.png", np.zeros((4, 6), np.uint8))
+    source = load_folder(tmp_path, "train", TABLE, **DEFAULTS)
+    assert source[0]["label"].shape == (4, 6)
     with pytest.raises(ValueError, match=r"cannot read .*b\.png"):
-        load_folder(tmp_path, "train", TABLE, **DEFAULTS)
+        source[1]

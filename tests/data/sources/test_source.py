@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from regseg_jax.data.classes import CAMVID, IGNORE_LABEL
 from regseg_jax.data.decode import load_image
@@ -152,6 +152,21 @@ def test_size_mismatch_is_named(segnet_dir):
         ValueError, match=rf"{re.escape(str(path))} is 5 x 8, its image .*a\.png 6 x 8"
     ):
         load_camvid(segnet_dir, "train", CAMVID)[0]
+
+
+def test_an_image_turned_by_its_exif_orientation_fits_an_upright_label(segnet_dir):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # stored on its side
+    image = Image.fromarray(np.rot90(_image(0)).copy())
+    image.save(segnet_dir / "train" / "b.png", exif=exif)
+    source = load_camvid(segnet_dir, "train", CAMVID)
+    np.testing.assert_array_equal(source[1]["image"], _image(0))
+    path = segnet_dir / "trainannot" / "b.png"
+    _write(path, RAW_IDS.reshape(WIDTH, HEIGHT))
+    with pytest.raises(
+        ValueError, match=r"b\.png is 8 x 6, its image .* 6 x 8 after .* EXIF orientation 6"
+    ):
+        source[1]
 
 
 def test_unknown_label_value_is_named(segnet_dir):
