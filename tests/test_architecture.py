@@ -86,6 +86,7 @@ PLACES = {
     "onnx": ("export",),
     "onnxruntime": ("export",),
     "grain": ("data.pipeline",),
+    "av": ("prediction.video",),
     "tensorboardX": ("reports.metric_writer",),
     "tensorflow": (),
 }

@@ -7,6 +7,7 @@ done here but on the device (`augment.py`).
 import collections
 import contextlib
 import dataclasses
+import gc
 from collections.abc import Iterator
 
 import grain
@@ -216,7 +217,10 @@ def _iterate(dataset: grain.MapDataset, num_workers: int) -> Iterator[Iterator[B
         yield batches
     finally:
         batches.close()
-        iterator.close()  # ends the worker processes and frees their shared memory
+        iterator.close()  # ends the worker processes
+        del iterator
+        if num_workers:
+            gc.collect()  # Grain's iterators are in reference cycles, and hold shared memory
 
 
 def _copy_batches(iterator: Iterator[Batch]) -> Iterator[Batch]:

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import fractions
-import importlib.util
 import itertools
 import pathlib
 from collections.abc import Iterator
@@ -21,12 +20,6 @@ from regseg_jax.runtime.files import replacing
 
 _CODEC = "libx264"
 _QUALITY = {"crf": "18"}  # hardly to be told from the original
-
-
-def check_av() -> None:
-    """Raises ValueError where PyAV is not installed."""
-    if importlib.util.find_spec("av") is None:
-        raise ValueError("videos need PyAV: pip install 'regseg_jax[video]', or pip install av")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from regseg_jax.data.augment import normalize
-from regseg_jax.models import RegSeg, variants
+from regseg_jax.models import variants
+from regseg_jax.models.regseg import RegSeg
 from regseg_jax.ops.resize import upsample_bilinear
 from regseg_jax.prediction.tiles import Tiling, parse_tiling, predict_in_tiles
 

@@ -101,3 +101,21 @@ def test_files_that_are_no_video(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_video_that_lies_on_its_side_is_read_upright(tmp_path):
+    """As phones make them: stored turned, with the rotation that turns it back."""
+    upright = np.zeros((WIDTH, HEIGHT, 3), np.uint8)
+    upright[:8] = 255  # a bar at the top
+    with av.open(tmp_path / "turned.mp4", "w") as container:
+        stream = container.add_stream("libx264", rate=RATE)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        stream.set_display_rotation(90)  # counter-clockwise
+        picture = av.VideoFrame.from_ndarray(
+            np.ascontiguousarray(np.rot90(upright, -1)), format="rgb24"
+        )
+        container.mux(stream.encode(picture))
+        container.mux(stream.encode(None))
+    assert predict(tmp_path / "turned.mp4", tmp_path, Drawing(class_maps=True)) == []
+    labels = np.asarray(Image.open(tmp_path / "sub/clip/000000.png"))
+    assert labels.shape == (WIDTH, HEIGHT)
+    assert (labels[2:6] == CAMVID.label_ids[1]).all()
+    assert (labels[12:] == CAMVID.label_ids[0]).all()
