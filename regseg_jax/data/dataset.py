@@ -17,6 +17,7 @@ from regseg_jax.data.sampling import ClassUniformEpochs, Sampler, ShuffledEpochs
 from regseg_jax.data.sources import holdout
 from regseg_jax.data.sources.cityscapes import load_cityscapes
 from regseg_jax.data.sources.folder import load_folder
+from regseg_jax.data.sources.locations import find_data_dir
 from regseg_jax.data.sources.source import FolderSource, Source, load_camvid
 from regseg_jax.data.synthetic.scenes import SyntheticScenes
 from regseg_jax.runtime.checks import check_fraction, check_integer, check_one_of, check_size
@@ -138,21 +139,18 @@ class Dataset:
           workdir: of the run, which may have written down the images that are held back.
 
         Raises:
-          ValueError: if `data_dir` is not set, or files are missing; names them.
+          ValueError: if there is no data set, or files are missing; names them, or says how to get
+            it.
         """
         config, class_table = self.config, self.class_table
         if config.source == "synthetic":
             return self._draw_scenes(split)
-        if not config.data_dir:
-            raise ValueError(
-                "config.data.data_dir is empty; add --config.data.data_dir=FOLDER, the folder that "
-                f"holds the {config.source} data set"
-            )
+        data_dir = find_data_dir(config.source, config.data_dir)
         match config.source:
             case "camvid":
-                return load_camvid(config.data_dir, split, class_table)
+                return load_camvid(data_dir, split, class_table)
             case "cityscapes":
-                return load_cityscapes(config.data_dir, split, class_table)
+                return load_cityscapes(data_dir, split, class_table)
             case "tfds":
                 require_packages(
                     "config.data.source 'tfds'",
@@ -161,7 +159,7 @@ class Dataset:
                 )
                 from regseg_jax.data.sources.tfds import TfdsCityscapes  # takes seconds to import
 
-                return TfdsCityscapes(config.data_dir, split, class_table)
+                return TfdsCityscapes(data_dir, split, class_table)
         return self._load_folder(split, workdir)
 
     def _load_folder(self, split: str, workdir: str | os.PathLike | None) -> FolderSource:
