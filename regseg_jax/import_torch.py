@@ -7,6 +7,7 @@ The run's config is --config's, or the defaults with the data set of that many c
 with the same config in the same workdir fine-tunes the weights.
 """
 
+import dataclasses
 import functools
 import os
 import pathlib
@@ -16,11 +17,13 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from regseg_jax.config import claim_workdir, create_default_config, validate_config
+from regseg_jax.config import Config, parse_config
+from regseg_jax.data.dataset import CLASS_TABLES, DataConfig
 from regseg_jax.export.export import require_packages
 from regseg_jax.export.torch_weights import count_classes, from_torch
 from regseg_jax.models.variants import get_variant
-from regseg_jax.runs import run
+from regseg_jax.runs.parts import create_dataset, create_run_model, create_run_optimizer
+from regseg_jax.runs.workdir import claim_workdir
 from regseg_jax.runtime.command import run_command
 from regseg_jax.training.checkpoints import CheckpointManager
 from regseg_jax.training.train_state import start_from
@@ -51,23 +54,22 @@ def import_torch(
     from regseg_jax.export.torch_format import load_arrays, save_counters
 
     _check_unused(workdir)
-    config = _create_run_config(config, model_name, num_classes)
-    validate_config(config, with_data=False)
-    model = run.create_run_model(config)
+    run_config = _create_run_config(config, model_name, num_classes)
+    model = create_run_model(run_config)
     state_dict = load_arrays(path)
     if (count := count_classes(state_dict)) not in (None, num_classes):
         raise ValueError(
             f"{path} is a model of {count} classes, not {num_classes}; pass --num_classes={count}"
         )
-    tx, _ = run.create_run_optimizer(config, num_steps=1)
-    create_state = jax.jit(functools.partial(start_from, model, tx, with_ema=config.ema_decay > 0))
+    tx, with_ema = create_run_optimizer(run_config), run_config.ema_decay > 0
+    create_state = jax.jit(functools.partial(start_from, model, tx, with_ema=with_ema))
     state = create_state(from_torch(state_dict, model))
 
     workdir = pathlib.Path(workdir)
     workdir.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=workdir.parent, prefix=f".{workdir.name}-") as temporary:
         folder = pathlib.Path(temporary) / workdir.name
-        claim_workdir(config, folder)
+        claim_workdir(run_config, folder)
         save_counters(folder, state_dict)
         checkpoints = CheckpointManager(folder)
         checkpoints.save(state)
@@ -81,10 +83,10 @@ def _check_unused(workdir: str | os.PathLike) -> None:
         raise ValueError(f"workdir {workdir} is in use; choose one that is new or empty")
 
 
-def _create_run_config(config: ConfigDict | None, model_name: str, num_classes: int) -> ConfigDict:
+def _create_run_config(config: ConfigDict | None, model_name: str, num_classes: int) -> Config:
     """The config with this model; without one the defaults, for data of so many classes."""
     if config is None:
-        sources = {source: table.num_classes for source, table in run.CLASS_TABLES.items()}
+        sources = {name: table.num_classes for name, table in CLASS_TABLES.items() if table}
         source = next((name for name, count in sources.items() if count == num_classes), None)
         if source is None:
             known = ", ".join(f"{name} {count}" for name, count in sources.items())
@@ -92,16 +94,17 @@ def _create_run_config(config: ConfigDict | None, model_name: str, num_classes: 
                 f"no data set here has {num_classes} classes ({known}), so they have no names; "
                 "pass the --config of a data set with as many"
             )
-        config = create_default_config()
-        config.data.source = source
-    config.model = get_variant(model_name).name
-    table = run.get_class_table(config)
+        run_config = Config(data=DataConfig(source))
+    else:
+        run_config = parse_config(config)
+    run_config = dataclasses.replace(run_config, model=get_variant(model_name).name)
+    table = create_dataset(run_config).class_table
     if table.num_classes != num_classes:
         raise ValueError(
-            f"--num_classes is {num_classes} and the config's data set, {config.data.source}, has "
-            f"{table.num_classes} classes; pass a --config of {num_classes} classes"
+            f"--num_classes is {num_classes} and the config's data set, {run_config.data.source}, "
+            f"has {table.num_classes} classes; pass a --config of {num_classes} classes"
         )
-    return config
+    return run_config
 
 
 def main(argv: list[str]) -> None:

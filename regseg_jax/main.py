@@ -6,9 +6,9 @@ python -m regseg_jax.main --config=configs/camvid.py --workdir=RUN [--mode=eval]
 from absl import flags
 from ml_collections import config_flags
 
+from regseg_jax.runs.evaluate import evaluate_run
 from regseg_jax.runs.train import train
 from regseg_jax.runtime.command import run_command
-from regseg_jax.training.evaluation import evaluate_run
 from regseg_jax.training.sharding import join_processes
 
 

@@ -22,8 +22,10 @@ from regseg_jax.data.classes import ClassTable
 from regseg_jax.data.sources.source import list_images, load_image
 from regseg_jax.prediction.submission import check_whole, compute_fingerprint, write_label_ids
 from regseg_jax.reports.pictures import draw_overlay, save_png
-from regseg_jax.runs import run
+from regseg_jax.runs.parts import create_dataset
+from regseg_jax.runs.trained import TrainedRun, load_run
 from regseg_jax.runtime.command import run_command
+from regseg_jax.training.evaluation import create_image_score_fn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Options:
     flip: bool | None = None
     scales: tuple[float, ...] | None = None
 
-    def apply(self, trained: run.TrainedRun) -> run.TrainedRun:
+    def apply(self, trained: TrainedRun) -> TrainedRun:
         """The run with these options as its own.
 
         Raises:
@@ -48,11 +50,16 @@ class Options:
         """
         if self.ema and trained.ema_variables is None:
             raise ValueError("--ema: the run has config.ema_decay=0, so no averaged weights")
-        config = trained.config.copy_and_resolve_references()
-        config.eval.flip = config.eval.flip if self.flip is None else self.flip
-        config.eval.scales = self.scales or config.eval.scales
-        if min(config.eval.scales) <= 0:
-            raise ValueError(f"--scales is {config.eval.scales}; use positive factors")
+        if self.scales and min(self.scales) <= 0:
+            raise ValueError(f"--scales is {self.scales}; use positive factors")
+        config = dataclasses.replace(
+            trained.config,
+            eval=dataclasses.replace(
+                trained.config.eval,
+                flip=trained.config.eval.flip if self.flip is None else self.flip,
+                scales=self.scales or trained.config.eval.scales,
+            ),
+        )
         variables = trained.ema_variables if self.ema else trained.variables
         return dataclasses.replace(trained, config=config, variables=variables)
 
@@ -84,9 +91,9 @@ def predict(
     images = find_images(paths)
     output = pathlib.Path(output)
     outputs = _name_outputs(images, output)
-    trained = options.apply(run.load_run(workdir))
+    trained = options.apply(load_run(workdir))
     output.mkdir(parents=True, exist_ok=True)
-    class_table = run.get_class_table(trained.config)
+    class_table = trained.class_table
     predict_one = create_predict_fn(trained)
     for path in tqdm(images, desc="predicting", unit="image", disable=None):
         image = load_image(path)
@@ -110,11 +117,12 @@ def predict_split(
       ValueError: if images are missing or cannot be read; before anything is predicted where the
         split's folders show it.
     """
-    trained = options.apply(run.load_run(workdir))
-    config = trained.config
-    config.data.data_dir = data_dir or config.data.data_dir
-    class_table = run.get_class_table(config)
-    source = run.create_source(config, split)
+    trained = options.apply(load_run(workdir))
+    config, class_table = trained.config, trained.class_table
+    if data_dir:
+        data = dataclasses.replace(config.data, data_dir=data_dir)
+        config = dataclasses.replace(config, data=data)
+    source = create_dataset(config).create_source(split)
     check_whole(source, class_table, split)
     fingerprint = compute_fingerprint(trained.variables)
     fingerprint += f" flip={config.eval.flip} scales={tuple(config.eval.scales)}"
@@ -162,9 +170,9 @@ def _name_outputs(
     return outputs
 
 
-def create_predict_fn(trained: run.TrainedRun) -> Callable[[np.ndarray], np.ndarray]:
+def create_predict_fn(trained: TrainedRun) -> Callable[[np.ndarray], np.ndarray]:
     """A function of an image uint8[H, W, 3] to its class map uint8[H, W]."""
-    score_fn = run.create_run_score_fn(trained.config, trained.model)
+    score_fn = create_image_score_fn(trained.model, trained.config.eval)
 
     @jax.jit
     def predict_batch(variables: dict, images: jax.Array) -> jax.Array:

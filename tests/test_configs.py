@@ -6,8 +6,8 @@ import pathlib
 import pytest
 from ml_collections import ConfigDict
 
-from regseg_jax.config import validate_config
-from regseg_jax.runs.run import create_augment_config, create_loss_fn, create_run_model
+from regseg_jax.config import parse_config
+from regseg_jax.runs.parts import create_run_model
 
 FOLDER = pathlib.Path(__file__).parents[1] / "configs"
 FILES = sorted(path.stem for path in FOLDER.glob("*.py"))
@@ -26,11 +26,9 @@ def _load(name: str, *arguments: str) -> ConfigDict:
 @pytest.mark.parametrize("name", FILES)
 def test_every_recipe_is_legal(name):
     config = _load(name)
-    validate_config(config)
-    create_augment_config(config)
-    create_loss_fn(config)
+    parsed = parse_config(config)
     if config.folder.classes or config.data.source != "folder":
-        create_run_model(config)
+        create_run_model(parsed)
 
 
 CITYSCAPES = {

@@ -11,11 +11,12 @@ from small_import import NAME, NUM_CLASSES
 
 from regseg_jax.config import create_default_config
 from regseg_jax.data import classes
+from regseg_jax.data.dataset import CLASS_TABLES
 from regseg_jax.export.export import export_run
 from regseg_jax.export.torch_model import create_torch_model
 from regseg_jax.import_torch import import_torch
 from regseg_jax.predict import predict
-from regseg_jax.runs import run
+from regseg_jax.runs import trained as run
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -96,7 +97,7 @@ def test_the_config_is_the_given_one_with_the_model(tmp_path):
 
 def test_without_a_config_the_class_count_chooses_the_data_set(workdir, tmp_path, monkeypatch):
     assert run.load_run(workdir).config.data.source == "camvid"
-    monkeypatch.setitem(run.CLASS_TABLES, "cityscapes", classes.CITYSCAPES)
+    monkeypatch.setitem(CLASS_TABLES, "cityscapes", classes.CITYSCAPES)
     torch.save(small_import.create_weights(19), tmp_path / "a.pth")
     import_torch(tmp_path / "a.pth", NAME, 19, tmp_path / "run")
     trained = run.load_run(tmp_path / "run")

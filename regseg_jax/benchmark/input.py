@@ -19,13 +19,13 @@ from ml_collections import config_flags
 from PIL import Image, ImageEnhance, ImageOps
 from tqdm import tqdm
 
-from regseg_jax.config import validate_config
+from regseg_jax.config import parse_config
 from regseg_jax.data.augment import MEAN, STD, AugmentConfig
 from regseg_jax.data.cache import load_cached
 from regseg_jax.data.classes import IGNORE_LABEL
 from regseg_jax.data.sources.source import FolderSource
 from regseg_jax.reports.tables import format_table
-from regseg_jax.runs import run
+from regseg_jax.runs.parts import create_dataset
 from regseg_jax.runtime.command import run_command
 
 _MAGNITUDE = 0.2  # of RandAugment in the paper's recipe
@@ -116,15 +116,14 @@ def compare(source: FolderSource, config: AugmentConfig, num_images: int) -> dic
 def main(argv: list[str]) -> None:
     """Prints the table."""
     values = flags.FLAGS
-    config = values.config
-    validate_config(config)
-    source = run.create_source(config, config.data.train_split)
+    config = parse_config(values.config)
+    source = create_dataset(config).create_source(config.data.train_split)
     if not isinstance(source, FolderSource):
         raise ValueError(
             f"config.data.source is {config.data.source!r}, which is no folder of image files; use "
             "camvid, cityscapes or folder"
         )
-    rates = compare(source, run.create_augment_config(config), values.num_images)
+    rates = compare(source, config.augment, values.num_images)
     base = next(iter(rates.values()))
     rows = [
         (name, f"{rate:.1f}", f"{1000 / rate:.1f}", f"{rate / base:.1f}")

@@ -14,6 +14,7 @@ from jax import Array
 
 from regseg_jax.data.classes import IGNORE_LABEL
 from regseg_jax.data.rand_augment import OPERATIONS, Box, rand_augment
+from regseg_jax.runtime.checks import check_fraction, check_integer, check_size
 
 # ImageNet's, of images in [0, 1].
 MEAN = (0.485, 0.456, 0.406)
@@ -22,42 +23,27 @@ STD = (0.229, 0.224, 0.225)
 
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig:
-    """The recipe's figures (paper, section 4.1).
+    """The ranges of augmentation (paper, section 4.1): `config.augment`."""
 
-    Attributes:
-      crop_size: height and width of the result, in pixels.
-      min_shorter_side: the image's shorter side becomes a random integer from here
-      max_shorter_side: to here, both included, in pixels.
-      flip_probability: of a left-right flip, in [0, 1].
-      rand_augment_num_ops: distinct operations of RandAugment for each image, in [0, 7].
-      rand_augment_magnitude: of its operations, in [0, 1].
-    """
-
-    crop_size: tuple[int, int]
-    min_shorter_side: int
-    max_shorter_side: int
-    flip_probability: float = 0.5
-    rand_augment_num_ops: int = 0
-    rand_augment_magnitude: float = 0.2
+    crop_size: tuple[int, int] = (768, 768)  # height and width of the result, in pixels
+    min_shorter_side: int = 400  # the image's shorter side becomes a random integer from here
+    max_shorter_side: int = 1600  # to here, both included, in pixels
+    flip_probability: float = 0.5  # of a left-right flip
+    rand_augment_num_ops: int = 0  # distinct operations an image; the paper's Cityscapes runs: 2
+    rand_augment_magnitude: float = 0.2  # of each operation, in [0, 1]
 
     def __post_init__(self) -> None:
-        if not 0 < self.min_shorter_side <= self.max_shorter_side:
+        check_size("augment.crop_size", self.crop_size)
+        check_integer("augment.min_shorter_side", self.min_shorter_side, at_least=1)
+        check_integer("augment.max_shorter_side", self.max_shorter_side, self.min_shorter_side)
+        check_fraction("augment.flip_probability", self.flip_probability)
+        check_integer("augment.rand_augment_num_ops", self.rand_augment_num_ops, at_least=0)
+        if self.rand_augment_num_ops > len(OPERATIONS):
             raise ValueError(
-                f"the shorter side's range [{self.min_shorter_side}, {self.max_shorter_side}] is "
-                "empty or not positive; set 0 < min_shorter_side <= max_shorter_side"
+                f"config.augment.rand_augment_num_ops is {self.rand_augment_num_ops}; set 0 for "
+                f"none, or up to {len(OPERATIONS)} different operations (the paper: 2)"
             )
-        if min(self.crop_size) < 1:
-            raise ValueError(f"crop_size {self.crop_size} is not positive")
-        if not 0 <= self.rand_augment_num_ops <= len(OPERATIONS):
-            raise ValueError(
-                f"rand_augment_num_ops is {self.rand_augment_num_ops}; set 0 for none, or up to "
-                f"{len(OPERATIONS)} different operations (the paper: 2)"
-            )
-        if not 0 <= self.rand_augment_magnitude <= 1:
-            raise ValueError(
-                f"rand_augment_magnitude is {self.rand_augment_magnitude}; set it in [0, 1] (the "
-                "paper: 0.2)"
-            )
+        check_fraction("augment.rand_augment_magnitude", self.rand_augment_magnitude)
 
 
 class Placement(NamedTuple):

@@ -29,16 +29,17 @@ from regseg_jax.export.export import create_metadata
 from regseg_jax.export.torch_model import fuse_batch_norm
 from regseg_jax.predict import find_images
 from regseg_jax.reports.tables import format_table
-from regseg_jax.runs import run
+from regseg_jax.runs.trained import TrainedRun, load_run
 from regseg_jax.runtime.command import run_command
 from regseg_jax.runtime.environment import describe_environment
 from regseg_jax.runtime.files import check_new, write_json
+from regseg_jax.training.evaluation import create_preprocess_fn
 
 Forward = Callable[[np.ndarray], np.ndarray]  # f32[1, H, W, 3] -> f32[1, H, W, num_classes]
 
 
 def create_forwards(
-    trained: run.TrainedRun, counters: dict[str, int], size: tuple[int, int]
+    trained: TrainedRun, counters: dict[str, int], size: tuple[int, int]
 ) -> dict[str, Forward]:
     """One function a form, each of the file's own bytes where the form is a file.
 
@@ -89,13 +90,13 @@ def compare(workdir: str | os.PathLike, paths: Sequence[str | os.PathLike]) -> l
       ValueError: if the run or an image cannot be read, or the run is not of float32.
     """
     images = find_images(paths)
-    trained = run.load_run(workdir)
+    trained = load_run(workdir)
     if trained.config.precision != "float32":
         raise ValueError(
             f"{workdir} computes in {trained.config.precision}: its rounding would hide the "
             "differences; compare a run of float32"
         )
-    preprocess = jax.jit(run.create_preprocess_fn(trained.config))
+    preprocess = jax.jit(create_preprocess_fn(trained.config.eval))
     infer = jax.jit(functools.partial(trained.model.apply, train=False))
     counters = torch_format.load_counters(workdir)
     forwards_of = functools.lru_cache(functools.partial(create_forwards, trained, counters))

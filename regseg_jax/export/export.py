@@ -8,7 +8,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from regseg_jax.data.augment import MEAN, STD
-from regseg_jax.runs.run import TrainedRun, get_class_table, load_run
+from regseg_jax.runs.trained import TrainedRun, load_run
 from regseg_jax.runtime.files import check_new, replacing
 
 # The packages that each format needs beside those of requirements.txt.
@@ -94,7 +94,7 @@ def create_metadata(trained: TrainedRun) -> dict[str, Any]:
     return {
         "name": trained.model.variant.name,
         "num_classes": trained.model.num_classes,
-        "class_names": list(get_class_table(trained.config).class_names),
+        "class_names": list(trained.class_table.class_names),
         "mean": list(MEAN),
         "std": list(STD),
         "image_size": list(trained.config.eval.image_size),

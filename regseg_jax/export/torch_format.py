@@ -17,7 +17,7 @@ from regseg_jax.export.torch_model import (
     load_weights,
 )
 from regseg_jax.export.torch_weights import to_torch
-from regseg_jax.runs.run import TrainedRun
+from regseg_jax.runs.trained import TrainedRun
 from regseg_jax.runtime.files import write_json
 
 # PyTorch counts the batches that each batch norm saw; Flax has no place for it. A run that was

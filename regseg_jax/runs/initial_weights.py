@@ -13,8 +13,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from regseg_jax.export.export import require_packages
 from regseg_jax.export.torch_weights import count_classes, find_mismatches, from_torch
 from regseg_jax.models import RegSeg
+from regseg_jax.runs.trained import load_run
 from regseg_jax.search.searched_conv import RATES, TAP_WIDTH
-from regseg_jax.runs import run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,7 @@ def load_initial_weights(path: str | os.PathLike, model: RegSeg) -> InitialWeigh
         )
     source = "config.init_from: "
     if path.is_dir():
-        trained = run.load_run(path)
+        trained = load_run(path)
         source += f"step {trained.step} of the run {path}"
         if trained.model.variant.name != model.variant.name:
             raise ValueError(

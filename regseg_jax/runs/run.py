@@ -1,271 +1,235 @@
-"""From a config to the parts of a run that training, evaluation and prediction share."""
+"""The parts of a run, made once from its config."""
 
 import dataclasses
 import functools
+import math
 import os
 import pathlib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
 import jax
 import optax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
+from tqdm import tqdm
 
-from regseg_jax.config import PRECISIONS, load_config
-from regseg_jax.data import classes
-from regseg_jax.data.augment import AugmentConfig, resize_and_normalize
-from regseg_jax.data.cache import load_cached
-from regseg_jax.data.centroids import load_centroids
-from regseg_jax.data.sampling import ClassUniformEpochs, Sampler, ShuffledEpochs
-from regseg_jax.data.sources import source as sources
-from regseg_jax.data.sources.cityscapes import load_cityscapes
-from regseg_jax.data.sources.folder import load_folder
-from regseg_jax.data.synthetic import scenes as synthetic
-from regseg_jax.models import RegSeg, create_model
-from regseg_jax.models.variants import get_variant
-from regseg_jax.search.rate_search import (
-    RateSearch,
-    create_search_model,
-    create_search_optimizer,
-    searched_layers,
+from regseg_jax.config import Config, parse_config
+from regseg_jax.data.augment import augment
+from regseg_jax.data.classes import ClassTable
+from regseg_jax.data.dataset import name_evaluation
+from regseg_jax.data.pipeline import Batch, ProcessShare, create_train_iterator
+from regseg_jax.data.sampling import Sampler, check_epoch_size
+from regseg_jax.data.sources.source import Source, check_source
+from regseg_jax.models import RegSeg
+from regseg_jax.runs.initial_weights import InitialWeights, load_initial_weights
+from regseg_jax.runs.parts import (
+    create_dataset,
+    create_rate_search,
+    create_run_learning_rate_fn,
+    create_run_model,
+    create_run_optimizer,
 )
-from regseg_jax.training.checkpoints import CheckpointManager
-from regseg_jax.training.losses import bootstrapped_cross_entropy, cross_entropy
-from regseg_jax.training.optimizer import Schedule, create_learning_rate_fn, create_optimizer
-from regseg_jax.training.steps import LossFn, ScoreFn, create_score_fn
-from regseg_jax.training.train_state import TrainState, create_train_state
+from regseg_jax.runs.workdir import WorkdirLock, claim_workdir, record_start
+from regseg_jax.search.rate_search import RateSearch
+from regseg_jax.training.checkpoints import has_checkpoint
+from regseg_jax.training.evaluation import Evaluator
+from regseg_jax.training.losses import create_loss_fn
+from regseg_jax.training.optimizer import Schedule
+from regseg_jax.training.precise_bn import PreciseBatchNorm
+from regseg_jax.training.sharding import (
+    create_mesh,
+    is_main_process,
+    main_process_first,
+    replicate,
+    replicated,
+)
+from regseg_jax.training.steps import AugmentFn, create_train_step, descend
+from regseg_jax.training.train_state import TrainState, create_train_state, start_from
 
-# Of the data sets whose classes are their own; those of "folder" are the config's.
-CLASS_TABLES = {
-    "camvid": classes.CAMVID,
-    "synthetic": classes.CAMVID,
-    "cityscapes": classes.CITYSCAPES,
-    "tfds": classes.CITYSCAPES,
-}
-
-# The splits that are made of others.
-_PARTS = {"trainval": {"train", "val"}}
-
-
-def get_class_table(config: ConfigDict) -> classes.ClassTable:
-    """The classes of the config's data set.
-
-    Raises:
-      ValueError: if the config's own class table has a gap or a duplicate.
-    """
-    if config.data.source != "folder":
-        return CLASS_TABLES[config.data.source]
-    folder = config.folder
-    return classes.create_class_table(
-        "config.folder.classes", folder.classes, folder.ignored_label_ids, folder.ignored_colors
-    )
-
-
-def create_source(config: ConfigDict, split: str) -> sources.Source:
-    """The examples of a split.
-
-    Raises:
-      ValueError: if files are missing; names them.
-    """
-    data, class_table = config.data, get_class_table(config)
-    match data.source:
-        case "camvid":
-            return sources.load_camvid(data.data_dir, split, class_table)
-        case "cityscapes":
-            return load_cityscapes(data.data_dir, split, class_table)
-        case "tfds":
-            from regseg_jax.data.sources.tfds import TfdsCityscapes  # takes seconds to import
-
-            return TfdsCityscapes(data.data_dir, split, class_table)
-        case "folder":
-            return load_folder(
-                data.data_dir,
-                split,
-                class_table,
-                image_dir=config.folder.image_dir,
-                label_dir=config.folder.label_dir,
-                label_stem=config.folder.label_stem,
-                label_format=config.folder.label_format,
-            )
-    sizes = {"train": data.synthetic_train_examples, "val": data.synthetic_eval_examples}
-    if split not in sizes:
-        raise ValueError(f"the synthetic data set has no split {split!r}; use train or val")
-    height, width = data.synthetic_size
-    # The splits draw from seeds of their own, so that no scene is in both.
-    return synthetic.SyntheticScenes(
-        num_examples=sizes[split],
-        height=height,
-        width=width,
-        seed=2 * config.seed + (split == "val"),
-    )
-
-
-def cache_source(config: ConfigDict, source: sources.Source, split: str) -> sources.Source:
-    """The same examples from the cache of decoded ones, where the config asks for it."""
-    if not config.data.cache_dir:
-        return source
-    # Data sets that share a folder of caches have files of their own.
-    name = f"{config.data.source}_{split}_{source.fingerprint().data_set[:12]}"
-    return load_cached(config.data.cache_dir, name, source)
-
-
-def name_evaluation(train_split: str, eval_split: str) -> str:
-    """The evaluation's name in logs and metrics: `val`, or `val_trained_on`.
-
-    The latter where training saw images of the split, so that its scores say little of others.
-    """
-    train_parts, eval_parts = (_PARTS.get(split, {split}) for split in (train_split, eval_split))
-    return f"{eval_split}_trained_on" if train_parts & eval_parts else eval_split
-
-
-def create_sampler(
-    config: ConfigDict, source: sources.Source, workdir: str | os.PathLike
-) -> Sampler:
-    """The order of training; finds the classes' centroids where it needs them.
-
-    Raises:
-      ValueError: if the split is smaller than a batch, or the file of centroids is of another
-        data set.
-    """
-    if not config.data.class_uniform_share:
-        return ShuffledEpochs(len(source), config.global_batch_size, config.seed)
-    centroids = load_centroids(
-        config.data.centroid_file or pathlib.Path(workdir) / "centroids.npz",
-        source,
-        get_class_table(config).num_classes,
-        config.data.tile_size,
-    )
-    return ClassUniformEpochs(
-        num_examples=len(source),
-        global_batch_size=config.global_batch_size,
-        seed=config.seed,
-        centroids=centroids,
-        share=config.data.class_uniform_share,
-    )
-
-
-def create_run_model(config: ConfigDict) -> RegSeg:
-    """The config's model in its precision; with rates to search where the config says so."""
-    num_classes, dtype = get_class_table(config).num_classes, PRECISIONS[config.precision]
-    if config.search.enabled:
-        return create_search_model(
-            get_variant(config.model),
-            num_classes,
-            dtype,
-            num_branches=config.search.num_branches,
-            initial_rate=config.search.initial_rate,
-        )
-    return create_model(config.model, num_classes, dtype)
-
-
-def create_rate_search(config: ConfigDict, model: RegSeg, num_steps: int) -> RateSearch | None:
-    """How the rates of a searched model move; None where the rates are fixed."""
-    if not config.search.enabled:
-        return None
-    return RateSearch(
-        searched_layers(model.variant.backbone),
-        config.search.learning_rate,
-        config.search.warmup_steps,
-        num_steps,
-        config.search.tap_width,
-    )
-
-
-def create_run_optimizer(
-    config: ConfigDict, num_steps: int
-) -> tuple[optax.GradientTransformation, Schedule]:
-    """The optimizer and its learning-rate schedule over num_steps."""
-    optimizer = config.optimizer
-    learning_rate_fn = create_learning_rate_fn(
-        optimizer.learning_rate,
-        num_steps,
-        optimizer.warmup_steps,
-        schedule=optimizer.schedule,
-        warmup_factor=optimizer.warmup_factor,
-        power=optimizer.power,
-    )
-    tx = create_optimizer(optimizer.weight_decay, optimizer.momentum)
-    return create_search_optimizer(tx) if config.search.enabled else tx, learning_rate_fn
-
-
-def create_loss_fn(config: ConfigDict) -> LossFn:
-    """The loss over a global batch of crops."""
-    if config.loss.name == "cross_entropy":
-        return cross_entropy
-    height, width = config.augment.crop_size
-    pixels = config.global_batch_size * height * width
-    return functools.partial(
-        bootstrapped_cross_entropy,
-        min_pixels=max(1, int(pixels * config.loss.min_pixel_share)),
-        threshold=config.loss.threshold,
-    )
-
-
-def create_augment_config(config: ConfigDict) -> AugmentConfig:
-    """The ranges of augmentation."""
-    augment = config.augment.to_dict()
-    return AugmentConfig(**{**augment, "crop_size": tuple(augment["crop_size"])})
-
-
-def create_preprocess_fn(config: ConfigDict) -> Callable[[jax.Array], jax.Array]:
-    """What turns whole uint8 images into the model's input for evaluation and prediction."""
-
-    def preprocess(images: jax.Array) -> jax.Array:
-        size = tuple(config.eval.image_size) or images.shape[1:3]
-        return resize_and_normalize(images, size)
-
-    return preprocess
-
-
-def create_run_score_fn(config: ConfigDict, model: RegSeg) -> ScoreFn:
-    """What scores the classes of whole images, as the config's evaluation does."""
-    return create_score_fn(
-        model, create_preprocess_fn(config), scales=config.eval.scales, flip=config.eval.flip
-    )
-
-
-def abstract_train_state(
-    model: RegSeg, tx: optax.GradientTransformation, *, with_ema: bool = False
-) -> TrainState:
-    """Shapes and dtypes of a state, with nothing computed."""
-    return jax.eval_shape(
-        lambda: create_train_state(model, tx, jax.random.key(0), with_ema=with_ema)
-    )
+TrainStep = Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainedRun:
-    """A run's best checkpoint and what is needed to use it.
+class Run:
+    """The parts of a training run.
 
     Attributes:
       config: of the run.
-      model: in the run's precision.
-      variables: {"params", "batch_stats"}.
-      step: of the checkpoint.
-      ema_variables: the same averaged over the steps; None unless `config.ema_decay` is set.
+      workdir: its folder.
+      lock: of the workdir, held by the main process until `close`.
+      class_table: the classes.
+      train_source: the images to train on.
+      eval_source: the images to score.
+      sampler: the order of training.
+      mesh: over which the batches are sharded.
+      model: in the run's precision; with dilation rates to search where the config says so.
+      tx: the optimizer.
+      learning_rate_fn: of the step's number.
+      rate_search: how dilation rates move; None where they are fixed.
+      augment_fn: of a batch, on the device.
+      initial: weights of another run to start from; None: random ones.
+      num_steps: of the whole run.
+      eval_name: of the scores in logs: `val`, or `val_trained_on`.
     """
 
-    config: ConfigDict
+    config: Config
+    workdir: pathlib.Path
+    lock: WorkdirLock | None
+    class_table: ClassTable
+    train_source: Source
+    eval_source: Source
+    sampler: Sampler
+    mesh: Mesh
     model: RegSeg
-    variables: dict[str, Any]
-    step: int
-    ema_variables: dict[str, Any] | None = None
+    tx: optax.GradientTransformation
+    learning_rate_fn: Schedule
+    rate_search: RateSearch | None
+    augment_fn: AugmentFn
+    initial: InitialWeights | None
+    num_steps: int
+    eval_name: str
+
+    @classmethod
+    def create(cls, config: ConfigDict, workdir: str | os.PathLike) -> "Run":
+        """Makes every part and claims the workdir.
+
+        Whatever is wrong with config, data or workdir shows here, before anything long starts.
+        A new run's images are all decoded once (`config.data.check`).
+
+        Raises:
+          ValueError: if config, data or workdir do not fit.
+        """
+        config, workdir = parse_config(config), pathlib.Path(workdir)
+        dataset = create_dataset(config)
+        train_source = dataset.create_source(config.data.train_split)
+        eval_source = dataset.create_source(config.data.eval_split)
+        mesh = create_mesh(config.global_batch_size)
+        create_mesh(config.eval.batch_size, "eval.batch_size")
+        check_epoch_size(len(train_source), config.global_batch_size)
+        model = create_run_model(config)
+        is_new = not has_checkpoint(workdir)  # asked by every process, for Orbax lets them meet
+        initial = None
+        if config.init_from and is_new:
+            initial = load_initial_weights(config.init_from, model)
+        lock = None
+        if is_main_process():
+            lock = WorkdirLock(workdir)
+            claim_workdir(config, workdir)
+            record_start(workdir)
+            if is_new and config.data.check and config.data.source != "synthetic":
+                _check_images(train_source, "checking the training images")
+                _check_images(eval_source, "checking the evaluation images")
+        with main_process_first():
+            train_source = dataset.cache_source(train_source, config.data.train_split)
+            eval_source = dataset.cache_source(eval_source, config.data.eval_split)
+            sampler = dataset.create_sampler(train_source, config.global_batch_size, workdir)
+        num_steps = config.num_epochs * sampler.steps_per_epoch
+        return cls(
+            config=config,
+            workdir=workdir,
+            lock=lock,
+            class_table=dataset.class_table,
+            train_source=train_source,
+            eval_source=eval_source,
+            sampler=sampler,
+            mesh=mesh,
+            model=model,
+            tx=create_run_optimizer(config),
+            learning_rate_fn=create_run_learning_rate_fn(config, num_steps),
+            rate_search=create_rate_search(config, model, num_steps),
+            augment_fn=functools.partial(augment, config=config.augment),
+            initial=initial,
+            num_steps=num_steps,
+            eval_name=name_evaluation(config.data.train_split, config.data.eval_split),
+        )
+
+    def close(self) -> None:
+        """Lets others have the workdir."""
+        if self.lock:
+            self.lock.close()
+
+    @property
+    def with_ema(self) -> bool:
+        """Whether averaged weights are kept and evaluated."""
+        return self.config.ema_decay > 0
+
+    @property
+    def step_rng(self) -> jax.Array:
+        """What the training steps fold their numbers into."""
+        return jax.random.split(jax.random.key(self.config.seed))[1]
+
+    @property
+    def eval_every_steps(self) -> int:
+        """Steps between evaluations."""
+        return self.config.eval.every_epochs * self.sampler.steps_per_epoch
+
+    def create_state(self) -> TrainState:
+        """The state of step 0, on every device."""
+        create_state = jax.jit(
+            functools.partial(create_train_state, self.model, self.tx, with_ema=self.with_ema),
+            out_shardings=replicated(self.mesh),
+            compiler_options={"xla_backend_optimization_level": 0},  # it runs once: seconds saved
+        )
+        state = create_state(jax.random.split(jax.random.key(self.config.seed))[0])
+        if self.initial is None:
+            return state
+        variables = self.initial.fill(state.variables)
+        return replicate(
+            start_from(self.model, self.tx, variables, with_ema=self.with_ema), self.mesh
+        )
+
+    def create_train_step(self) -> TrainStep:
+        """The training step, see `steps.create_train_step`; compiles at its first call."""
+        pixels = self.config.global_batch_size * math.prod(self.config.augment.crop_size)
+        return jax.jit(
+            create_train_step(
+                self.model,
+                self.tx,
+                self.learning_rate_fn,
+                create_loss_fn(self.config.loss, pixels),
+                self.augment_fn,
+                self.step_rng,
+                apply_update=self.rate_search.apply_update if self.rate_search else descend,
+                ema_decay=self.config.ema_decay,
+            ),
+            donate_argnums=0,
+            out_shardings=replicated(self.mesh),
+        )
+
+    def create_batches(
+        self, *, start_step: int, num_steps: int
+    ) -> AbstractContextManager[Iterator[Batch]]:
+        """This process's part of the batches of steps start_step to num_steps - 1."""
+        return create_train_iterator(
+            self.train_source,
+            self.sampler,
+            ProcessShare(jax.process_index(), jax.process_count()),
+            start_step=start_step,
+            num_steps=num_steps,
+            num_workers=self.config.data.num_workers,
+        )
+
+    def create_evaluator(self) -> Evaluator:
+        """What scores the evaluation split."""
+        config = self.config
+        return Evaluator.create(
+            self.model, self.eval_source, self.class_table, config.eval, config.data.num_workers
+        )
+
+    def create_precise_bn(self) -> PreciseBatchNorm:
+        """What replaces running statistics before an evaluation, where the config says so."""
+        return PreciseBatchNorm(
+            self.model,
+            self.augment_fn,
+            self.step_rng,
+            self.create_batches,
+            self.mesh,
+            num_steps=self.config.eval.precise_bn_images // self.config.global_batch_size,
+        )
 
 
-def load_run(workdir: str | os.PathLike) -> TrainedRun:
-    """Reads the best checkpoint of a run by mean IoU, or the newest where none was evaluated.
-
-    Raises:
-      ValueError: if workdir holds no run or no checkpoint.
-    """
-    config = load_config(workdir)
-    model = create_run_model(config)
-    tx, _ = create_run_optimizer(config, num_steps=1)
-    checkpoints = CheckpointManager(workdir, read_only=True)
-    step = checkpoints.best_step()
-    if step is None:
-        raise ValueError(f"{workdir} holds no finished checkpoint yet; train for longer")
-    like = abstract_train_state(model, tx, with_ema=config.ema_decay > 0)
-    state = checkpoints.restore(step, like)
-    checkpoints.close()
-    return TrainedRun(config, model, state.variables, step, state.ema_variables)
+def _check_images(source: Source, description: str) -> None:
+    with tqdm(total=len(source), desc=description, unit="image", leave=False, disable=None) as bar:
+        for _ in check_source(source):
+            bar.update()

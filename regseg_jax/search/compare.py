@@ -22,13 +22,14 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict, config_flags
 from PIL import Image
 
-from regseg_jax.config import check_same_run, load_config, validate_config
+from regseg_jax.config import parse_config
 from regseg_jax.models import variants
 from regseg_jax.models.field_of_view import compute_field_of_view, max_dilation_rate, widen
 from regseg_jax.reports.charts import render_figure
 from regseg_jax.reports.pictures import save_png
 from regseg_jax.reports.tables import format_table
 from regseg_jax.runs.train import train
+from regseg_jax.runs.workdir import check_same_run, load_config
 from regseg_jax.runtime.command import run_command
 from regseg_jax.runtime.environment import describe_environment
 from regseg_jax.runtime.files import write_json
@@ -103,7 +104,7 @@ def compare(
     Raises:
       ValueError: if config, found or workdir do not fit.
     """
-    validate_config(config)
+    parse_config(config)
     if config.search.enabled:
         raise ValueError("the config searches; pass the config of a training run, of fixed rates")
     searched, hand_tuned = variants.get_variant(found), variants.get_variant(config.model)
@@ -120,7 +121,7 @@ def compare(
                 print("stopped; start the same command again to go on")
                 return None
             write_json(folder / "result.json", {"mean_iou": evaluation.scores.mean_iou})
-        check_same_run(run_config, load_config(folder), folder)
+        check_same_run(parse_config(run_config), load_config(folder), folder)
         result = json.loads((folder / "result.json").read_text())
         seen = compute_field_of_view(variants.get_variant(run.model).backbone)
         records.append({**dataclasses.asdict(run), "field_of_view": seen, **result})

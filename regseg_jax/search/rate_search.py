@@ -22,11 +22,31 @@ from jax.typing import ArrayLike, DTypeLike
 
 from regseg_jax.models import RegSeg, field_of_view, variants
 from regseg_jax.models.field_of_view import LayerFieldOfView
+from regseg_jax.runtime.checks import check_integer, check_number
 from regseg_jax.search.searched_conv import RATES, TAP_WIDTH, create_dilated_conv
 from regseg_jax.training.optimizer import create_learning_rate_fn
 from regseg_jax.training.steps import descend
 
 Params = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchConfig:
+    """The search of dilation rates: `config.search`."""
+
+    enabled: bool = False  # learn the dilation rates of the model's blocks at 1/16
+    num_branches: int = 2  # dilation rates a block
+    initial_rate: int = 1  # of every branch, under the bound
+    learning_rate: float = 0.05  # of the dilation rates: about the most one moves in a step
+    warmup_steps: int = 300  # before the dilation rates move
+    tap_width: float = 4.0  # of the taps at first, in pixels at 1/16; it narrows to 1
+
+    def __post_init__(self) -> None:
+        check_integer("search.num_branches", self.num_branches, at_least=2)
+        check_integer("search.initial_rate", self.initial_rate, at_least=1)
+        check_number("search.learning_rate", self.learning_rate, above=0)
+        check_integer("search.warmup_steps", self.warmup_steps, at_least=0)
+        check_number("search.tap_width", self.tap_width, at_least=1)
 
 
 def create_search_model(

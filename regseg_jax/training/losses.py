@@ -1,8 +1,31 @@
 """Pixel losses over the global batch; ignored pixels count nowhere."""
 
+import dataclasses
+import functools
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax import Array
+
+from regseg_jax.runtime.checks import check_fraction, check_number, check_one_of
+
+LOSSES = ("cross_entropy", "bootstrapped_cross_entropy")
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """The loss: `config.loss`."""
+
+    name: str = "cross_entropy"  # or bootstrapped_cross_entropy
+    threshold: float = 0.3  # bootstrapped: pixel losses above it count
+    min_pixel_share: float = 1 / 16  # bootstrapped: the least fraction of the batch's pixels
+
+    def __post_init__(self) -> None:
+        check_one_of("loss.name", self.name, LOSSES)
+        check_number("loss.threshold", self.threshold, at_least=0)
+        check_fraction("loss.min_pixel_share", self.min_pixel_share)
+        check_number("loss.min_pixel_share", self.min_pixel_share, above=0)
 
 
 def compute_pixel_losses(logits: Array, labels: Array, ignore_label: int = 255) -> Array:
@@ -79,3 +102,14 @@ def _kth_largest(x: Array, k: int) -> Array:
     infinity = jnp.int32(0x7F800001)
     low, _ = jax.lax.fori_loop(0, 31, halve, (jnp.int32(0), infinity))
     return jax.lax.bitcast_convert_type(low, jnp.float32)
+
+
+def create_loss_fn(config: LossConfig, num_pixels: int) -> Callable[[Array, Array], Array]:
+    """The config's loss over a global batch of crops of so many pixels in all."""
+    if config.name == "cross_entropy":
+        return cross_entropy
+    return functools.partial(
+        bootstrapped_cross_entropy,
+        min_pixels=max(1, int(num_pixels * config.min_pixel_share)),
+        threshold=config.threshold,
+    )

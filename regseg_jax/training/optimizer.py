@@ -1,11 +1,14 @@
 """The optimizer and its learning rate, as the author's PyTorch code has them."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+
+from regseg_jax.runtime.checks import check_fraction, check_integer, check_number, check_one_of
 
 Schedule = Callable[[jax.typing.ArrayLike], jax.Array]
 
@@ -28,6 +31,28 @@ def _exponential(progress: jax.Array, power: float) -> jax.Array:
 
 # The decay's factor of the progress, steps taken / steps in all, in [0, 1].
 DECAYS = {"poly": _poly, "cosine": _cosine, "step": _step, "exponential": _exponential}
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """SGD and its learning rate (paper, section 4.1): `config.optimizer`."""
+
+    learning_rate: float = 0.05
+    schedule: str = "poly"  # poly, cosine, step or exponential
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    warmup_steps: int = 3000
+    warmup_factor: float = 0.1  # of the learning rate at step 0
+    power: float = 0.9  # of poly
+
+    def __post_init__(self) -> None:
+        check_number("optimizer.learning_rate", self.learning_rate, above=0)
+        check_one_of("optimizer.schedule", self.schedule, DECAYS)
+        check_fraction("optimizer.momentum", self.momentum)
+        check_number("optimizer.weight_decay", self.weight_decay, at_least=0)
+        check_integer("optimizer.warmup_steps", self.warmup_steps, at_least=0)
+        check_fraction("optimizer.warmup_factor", self.warmup_factor)
+        check_number("optimizer.power", self.power, at_least=0)
 
 
 def create_learning_rate_fn(

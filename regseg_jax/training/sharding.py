@@ -12,6 +12,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 BATCH_AXIS = "data"
 
+# A process that is silent for so long is dead: the others end with a message that names it.
+HEARTBEAT_TIMEOUT_SECONDS = 30
+# For how long the first process to end waits for the others, which may still be saving.
+SHUTDOWN_TIMEOUT_SECONDS = 300
+
 
 def join_processes() -> None:
     """Connects to the other processes of the run.
@@ -21,20 +26,29 @@ def join_processes() -> None:
     """
     numbers = [os.environ.get(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")]
     num_processes, process_id = (None if number is None else int(number) for number in numbers)
-    jax.distributed.initialize(num_processes=num_processes, process_id=process_id)
+    jax.distributed.initialize(
+        num_processes=num_processes,
+        process_id=process_id,
+        heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_SECONDS,
+        shutdown_timeout_seconds=SHUTDOWN_TIMEOUT_SECONDS,
+    )
 
 
-def create_mesh(global_batch_size: int) -> Mesh:
+def create_mesh(batch_size: int, key: str = "global_batch_size") -> Mesh:
     """A one-axis mesh over every device of every process, for data parallelism.
+
+    Args:
+      batch_size: what is sharded over the mesh, in images.
+      key: of the config that sets it, for the message.
 
     Raises:
       ValueError: if the batch does not divide evenly over the devices.
     """
     num_devices = jax.device_count()
-    if global_batch_size % num_devices:
+    if batch_size % num_devices:
         raise ValueError(
-            f"global_batch_size {global_batch_size} does not divide over {num_devices} devices; "
-            f"make it a multiple of {num_devices}"
+            f"config.{key} is {batch_size}, which does not divide over {num_devices} devices; "
+            f"set a multiple of {num_devices}"
         )
     return jax.make_mesh((num_devices,), (BATCH_AXIS,), axis_types=(AxisType.Auto,))
 

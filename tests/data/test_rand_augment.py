@@ -191,7 +191,7 @@ def test_the_box_is_where_the_image_lies(size, start, flip):
     [
         ({"rand_augment_num_ops": 8}, r"rand_augment_num_ops is 8; set 0 for none, or up to 7"),
         ({"rand_augment_num_ops": -1}, r"rand_augment_num_ops is -1"),
-        ({"rand_augment_magnitude": 1.5}, r"rand_augment_magnitude is 1\.5; set it in \[0, 1\]"),
+        ({"rand_augment_magnitude": 1.5}, r"rand_augment_magnitude is 1\.5; set a fraction"),
     ],
 )
 def test_bad_values_are_named(values, message):

@@ -16,7 +16,7 @@ from regseg_jax.data.classes import CAMVID
 from regseg_jax.export import export, torch_format
 from regseg_jax.export.export import export_run, write_new_file
 from regseg_jax.export.torch_model import create_torch_model, load_state_dict_file
-from regseg_jax.runs import run
+from regseg_jax.runs import trained as run
 
 
 @pytest.fixture(autouse=True, scope="module")

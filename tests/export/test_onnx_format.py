@@ -14,7 +14,7 @@ from regseg_jax.data.classes import CAMVID
 from regseg_jax.export import onnx_format
 from regseg_jax.export.export import export_run
 from regseg_jax.export.torch_model import create_torch_model
-from regseg_jax.runs import run
+from regseg_jax.runs import trained as run
 
 
 @pytest.fixture(autouse=True, scope="module")

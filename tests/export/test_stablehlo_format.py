@@ -18,7 +18,7 @@ from regseg_jax.export import stablehlo_format
 from regseg_jax.export.export import export_run
 from regseg_jax.models import create_model
 from regseg_jax.models.variants import get_variant
-from regseg_jax.runs import run
+from regseg_jax.runs import trained as run
 
 
 @pytest.fixture(autouse=True, scope="module")

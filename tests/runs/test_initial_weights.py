@@ -12,9 +12,9 @@ from small_import import NAME, NUM_CLASSES
 
 from regseg_jax.export.torch_weights import from_torch
 from regseg_jax.models import RegSeg, create_model, variants
-from regseg_jax.search.rate_search import create_search_model
 from regseg_jax.runs import initial_weights
 from regseg_jax.runs.initial_weights import load_initial_weights
+from regseg_jax.search.rate_search import create_search_model
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -3,8 +3,9 @@ import types
 
 import pytest
 
-from regseg_jax.config import claim_workdir, create_default_config
+from regseg_jax.config import create_default_config, parse_config
 from regseg_jax.models import field_of_view, variants
+from regseg_jax.runs.workdir import claim_workdir
 from regseg_jax.search import compare
 
 
@@ -42,7 +43,7 @@ def test_comparison_resumes_and_reports(found, monkeypatch, tmp_path):
     trained = []
 
     def fake_train(config, workdir):
-        claim_workdir(config, workdir)
+        claim_workdir(parse_config(config), workdir)
         trained.append((workdir.name, config.seed, config.num_epochs))
         if len(trained) == 4:
             return None  # SIGTERM

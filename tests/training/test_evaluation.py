@@ -10,13 +10,8 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from regseg_jax.data.classes import CAMVID, CITYSCAPES, IGNORE_LABEL
-from regseg_jax.training.evaluation import (
-    Evaluation,
-    evaluate,
-    format_evaluation,
-    format_scores,
-    named_scores,
-)
+from regseg_jax.runs.scores import format_evaluation, format_scores, named_scores
+from regseg_jax.training.evaluation import EvalConfig, Evaluation, Evaluator
 from regseg_jax.training.metrics import ConfusionMatrix
 from regseg_jax.training.sharding import batch_sharded, replicated
 
@@ -60,16 +55,9 @@ def _evaluate(source: Predicted, class_table, **options) -> Evaluation:
         )
         return predictions, matrix
 
-    return evaluate(
-        jax.jit(eval_step, out_shardings=(batch_sharded(mesh), replicated(mesh))),
-        {},
-        source,
-        class_table,
-        mesh=mesh,
-        global_batch_size=4,
-        num_workers=0,
-        **{"num_panels": 0, **options},
-    )
+    compiled = jax.jit(eval_step, out_shardings=(batch_sharded(mesh), replicated(mesh)))
+    config = EvalConfig(batch_size=4, **{"num_panels": 0, **options})
+    return Evaluator(compiled, source, class_table, mesh, config, num_workers=0)({})
 
 
 def _mean_iou(source: Predicted, index: int) -> float:

@@ -14,8 +14,10 @@ def test_mesh_has_every_device_on_one_axis():
 
 
 def test_batch_that_does_not_divide_over_devices_is_named():
-    with pytest.raises(ValueError, match="global_batch_size 12 does not divide over 8 devices"):
+    with pytest.raises(ValueError, match=r"config\.global_batch_size is 12, which does not"):
         sharding.create_mesh(12)
+    with pytest.raises(ValueError, match=r"config\.eval\.batch_size is 9"):
+        sharding.create_mesh(9, "eval.batch_size")
 
 
 def test_a_batch_is_split_along_its_first_axis():

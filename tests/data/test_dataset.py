@@ -1,7 +1,6 @@
 import pytest
 
-from regseg_jax.config import create_default_config, validate_config
-from regseg_jax.runs import run
+from regseg_jax.data.dataset import DataConfig, Dataset, FolderConfig, name_evaluation
 
 
 @pytest.mark.parametrize(
@@ -15,28 +14,32 @@ from regseg_jax.runs import run
     ],
 )
 def test_the_name_of_an_evaluation_says_what_was_trained_on(train_split, eval_split, name):
-    assert run.name_evaluation(train_split, eval_split) == name
+    assert name_evaluation(train_split, eval_split) == name
+
+
+def _create_folder(*classes) -> Dataset:
+    return Dataset(DataConfig("folder"), FolderConfig(classes=classes), seed=0)
 
 
 def test_class_table_of_a_config():
-    config = create_default_config()
-    config.data.source = "folder"
-    config.folder.classes = ((1, "b", (0, 0, 1), 5), (0, "a", (0, 1, 0), 9))
-    table = run.get_class_table(config)
+    table = _create_folder((1, "b", (0, 0, 1), 5), (0, "a", (0, 1, 0), 9)).class_table
     assert table.class_names == ("a", "b")
     assert table.label_ids == (9, 5)
-    config.folder.classes = ((0, "a", (0, 1, 0), 9), (2, "b", (0, 0, 1), 5))
     with pytest.raises(
         ValueError, match=r"'config.folder.classes' has the training id 2 but not 1"
     ):
-        run.get_class_table(config)
+        _ = _create_folder((0, "a", (0, 1, 0), 9), (2, "b", (0, 0, 1), 5)).class_table
 
 
 @pytest.mark.parametrize("key", ["train_split", "eval_split"])
 @pytest.mark.parametrize("source", ["cityscapes", "tfds"])
 def test_labels_that_are_not_public_are_neither_trained_on_nor_scored(source, key):
-    config = create_default_config()
-    config.data.source = source
-    config.data[key] = "test"
     with pytest.raises(ValueError, match=rf"config.data.{key} is 'test', whose labels are not"):
-        validate_config(config)
+        DataConfig(source, **{key: "test"})
+
+
+@pytest.mark.parametrize("source", ["camvid", "cityscapes", "folder"])
+def test_a_data_set_on_disk_needs_its_folder(source):
+    folder = FolderConfig(classes=((0, "a", (0, 1, 0), 9),))
+    with pytest.raises(ValueError, match=r"config\.data\.data_dir is empty; add --config\.data"):
+        Dataset(DataConfig(source), folder, seed=0).create_source("train")

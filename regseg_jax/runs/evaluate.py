@@ -1,0 +1,56 @@
+"""evaluate_run(config, workdir): the scores of a run's best checkpoint."""
+
+import dataclasses
+import os
+import pathlib
+
+from ml_collections import ConfigDict
+
+from regseg_jax.config import parse_config
+from regseg_jax.data.dataset import name_evaluation
+from regseg_jax.reports.pictures import save_png
+from regseg_jax.runs.parts import create_dataset
+from regseg_jax.runs.scores import format_evaluation, format_scores
+from regseg_jax.runs.trained import load_run
+from regseg_jax.runs.workdir import MAY_CHANGE, check_same_run, load_config
+from regseg_jax.training.evaluation import Evaluator
+from regseg_jax.training.metrics import Scores
+from regseg_jax.training.sharding import is_main_process
+
+
+def evaluate_run(config: ConfigDict, workdir: str | os.PathLike) -> Scores:
+    """Evaluates the best checkpoint of a run, prints the table and writes the pictures.
+
+    Args:
+      config: the run's; its data and eval keys may differ (an empty data_dir is the run's).
+      workdir: of the run.
+
+    Raises:
+      ValueError: if workdir holds no run of this config, or the data does not fit.
+    """
+    saved, config = load_config(workdir), parse_config(config)
+    check_same_run(config, saved, workdir, ignored=(*MAY_CHANGE, "data.", "eval."))
+    data_dir = config.data.data_dir or saved.data.data_dir
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, data_dir=data_dir))
+    dataset = create_dataset(config)
+    source = dataset.create_source(config.data.eval_split)
+    trained = load_run(workdir)
+    evaluator = Evaluator.create(
+        trained.model, source, dataset.class_table, config.eval, config.data.num_workers
+    )
+    evaluation = evaluator(trained.variables)
+    averaged = evaluator(trained.ema_variables) if trained.ema_variables else None
+    if not is_main_process():
+        return evaluation.scores
+    if averaged:
+        print(f"with averaged weights\n{format_scores(averaged.scores, dataset.class_table)}")
+    name = name_evaluation(saved.data.train_split, config.data.eval_split)
+    print(f"{name}: checkpoint of step {trained.step}, {len(source)} images")
+    if name != config.data.eval_split:
+        print("the run was trained on these images: the scores say little of others")
+    print(format_evaluation(evaluation, dataset.class_table))
+    for name, panel in evaluation.panels.items():
+        path = pathlib.Path(workdir) / "evaluation" / f"{name}.png"
+        save_png(panel, path)
+        print(path)
+    return evaluation.scores

@@ -1,0 +1,77 @@
+"""From a config to its data set, model and optimizer, which every use of a run needs."""
+
+import jax
+import optax
+
+from regseg_jax.config import Config
+from regseg_jax.data.dataset import Dataset
+from regseg_jax.models import RegSeg, create_model
+from regseg_jax.models.variants import get_variant
+from regseg_jax.search.rate_search import (
+    RateSearch,
+    create_search_model,
+    create_search_optimizer,
+    searched_layers,
+)
+from regseg_jax.training.optimizer import Schedule, create_learning_rate_fn, create_optimizer
+from regseg_jax.training.train_state import TrainState, create_train_state
+
+
+def create_dataset(config: Config) -> Dataset:
+    """The config's data set."""
+    return Dataset(config.data, config.folder, config.seed)
+
+
+def create_run_model(config: Config) -> RegSeg:
+    """The config's model in its precision; with dilation rates to search where it says so."""
+    num_classes = create_dataset(config).class_table.num_classes
+    if config.search.enabled:
+        return create_search_model(
+            get_variant(config.model),
+            num_classes,
+            config.dtype,
+            num_branches=config.search.num_branches,
+            initial_rate=config.search.initial_rate,
+        )
+    return create_model(config.model, num_classes, config.dtype)
+
+
+def create_run_optimizer(config: Config) -> optax.GradientTransformation:
+    """The config's optimizer."""
+    tx = create_optimizer(config.optimizer.weight_decay, config.optimizer.momentum)
+    return create_search_optimizer(tx) if config.search.enabled else tx
+
+
+def create_run_learning_rate_fn(config: Config, num_steps: int) -> Schedule:
+    """The config's learning rate over num_steps."""
+    optimizer = config.optimizer
+    return create_learning_rate_fn(
+        optimizer.learning_rate,
+        num_steps,
+        optimizer.warmup_steps,
+        schedule=optimizer.schedule,
+        warmup_factor=optimizer.warmup_factor,
+        power=optimizer.power,
+    )
+
+
+def create_rate_search(config: Config, model: RegSeg, num_steps: int) -> RateSearch | None:
+    """How the dilation rates of a searched model move; None where they are fixed."""
+    if not config.search.enabled:
+        return None
+    return RateSearch(
+        searched_layers(model.variant.backbone),
+        config.search.learning_rate,
+        config.search.warmup_steps,
+        num_steps,
+        config.search.tap_width,
+    )
+
+
+def abstract_train_state(
+    model: RegSeg, tx: optax.GradientTransformation, *, with_ema: bool = False
+) -> TrainState:
+    """Shapes and dtypes of a state, with nothing computed."""
+    return jax.eval_shape(
+        lambda: create_train_state(model, tx, jax.random.key(0), with_ema=with_ema)
+    )
