@@ -25,8 +25,9 @@ def main(argv: list[str]) -> None:
         evaluate_run(values.config, values.workdir)
 
 
-if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", None, "The recipe, a file of configs/.")
+def run() -> None:
+    """Defines the flags and runs the command."""
+    config_flags.DEFINE_config_file("config", None, "The recipe: a name or a Python file.")
     flags.DEFINE_string("workdir", None, "The run's folder: checkpoints, logs, pictures.")
     flags.DEFINE_enum("mode", "train", ["train", "eval"], "Train, or evaluate a run's best.")
     flags.DEFINE_bool(
@@ -34,3 +35,7 @@ if __name__ == "__main__":
     )
     flags.mark_flags_as_required(["config", "workdir"])
     run_command(main, "regseg_jax.main")
+
+
+if __name__ == "__main__":
+    run()
