@@ -24,6 +24,7 @@ from regseg_jax.models.layers import Conv
 from regseg_jax.reports.charts import render_figure
 from regseg_jax.reports.pictures import save_png
 from regseg_jax.reports.tables import format_table
+from regseg_jax.runtime.arguments import parse_size
 from regseg_jax.runtime.command import run_command
 
 HEADERS = (
@@ -206,18 +207,6 @@ def describe(model: RegSeg, size: tuple[int, int], output: str | Path | None) ->
         path = Path(output) / f"field_of_view_{variant.name}.png"
         save_png(draw_field_of_view(variant.name, layers, size), path)
         print(f"wrote {path}")
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """Reads `HEIGHT,WIDTH`.
-
-    Raises:
-      ValueError: if these are not two positive integers.
-    """
-    numbers = [number.strip() for number in text.split(",")]
-    if len(numbers) != 2 or not all(number.isdecimal() and int(number) for number in numbers):
-        raise ValueError(f"--size is {text!r}: it must be HEIGHT,WIDTH, such as 1024,2048")
-    return int(numbers[0]), int(numbers[1])
 
 
 def main(argv: Sequence[str]) -> None:

@@ -106,12 +106,6 @@ def test_counting_again_allocates_nothing_and_follows_the_size():
     assert len(jax.live_arrays()) == num_arrays
 
 
-@pytest.mark.parametrize("text", ["1024", "0,8", "-4,8", "4.5,8", "a,b", "1,2,3", ""])
-def test_bad_size(text):
-    with pytest.raises(ValueError, match="HEIGHT,WIDTH"):
-        describe.parse_size(text)
-
-
 def draw(name):
     layers = field_of_view.trace_field_of_view(variants.BACKBONES[name])
     return np.asarray(describe.draw_field_of_view(name, layers, (1024, 2048)))

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from regseg_jax.benchmark.peaks import find_peak
 
 from regseg_jax.benchmark import __main__ as command
 from regseg_jax.benchmark.jax_backend import prepare_jax
-from regseg_jax.benchmark.peaks import find_peak
 from regseg_jax.benchmark.rows import (
     BACKENDS,
     Row,
