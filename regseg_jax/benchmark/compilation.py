@@ -171,21 +171,3 @@ def find_largest_batch(
         if too_large:
             batch = min(batch, too_large - 1)
     return fits, too_large
-
-
-def count_memory(compiled: jax.stages.Compiled) -> dict[str, int] | None:
-    """Bytes on a device by the compiler's plan; None where it tells nothing.
-
-    Returns:
-      arguments, output, temporary, reused (arguments that become outputs), and the total.
-    """
-    plan = compiled.memory_analysis()
-    if plan is None:
-        return None
-    memory = {
-        "arguments": plan.argument_size_in_bytes,
-        "output": plan.output_size_in_bytes,
-        "temporary": plan.temp_size_in_bytes,
-        "reused": plan.alias_size_in_bytes,
-    }
-    return {**memory, "total": sum(memory.values()) - 2 * memory["reused"]}

@@ -8,26 +8,22 @@ their gradients: look here before trusting a new device or version of XLA.
 
 import dataclasses
 import functools
-import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from absl import flags
 from tqdm import tqdm
 
-from regseg_jax.benchmark.timing import summarize
+from regseg_jax.benchmark.core import define_workload_flags, run_benchmark, time_in_turns
 from regseg_jax.config import PRECISIONS
-from regseg_jax.describe import parse_size
 from regseg_jax.models import variants
 from regseg_jax.ops.conv import LOWERINGS, grouped_conv
 from regseg_jax.reports.tables import format_table
-from regseg_jax.runtime.command import run_command
-from regseg_jax.runtime.environment import describe_environment
-from regseg_jax.runtime.files import check_new, write_json
+from regseg_jax.runtime.arguments import parse_size
 
 PASSES = ("forward", "input gradient", "kernel gradient", "both gradients")
-_NUM_WARMUP = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +95,7 @@ def prepare_passes(
     }
 
 
-def measure(conv: GroupedConv, dtype: jnp.dtype, num_runs: int) -> list[dict]:
+def time_conv(conv: GroupedConv, dtype: jnp.dtype, num_runs: int) -> list[dict]:
     """Times every pass in every lowering, in turns.
 
     Returns:
@@ -108,14 +104,9 @@ def measure(conv: GroupedConv, dtype: jnp.dtype, num_runs: int) -> list[dict]:
     prepared = {lowering: prepare_passes(conv, lowering, dtype) for lowering in LOWERINGS}
     records = []
     for name in PASSES:
-        seconds = {lowering: [] for lowering in LOWERINGS}
-        for turn in range(_NUM_WARMUP + num_runs):
-            for lowering in LOWERINGS:
-                start = time.perf_counter()
-                prepared[lowering][name]()
-                if turn >= _NUM_WARMUP:
-                    seconds[lowering].append(time.perf_counter() - start)
-        times = {lowering: summarize(seconds[lowering]) for lowering in LOWERINGS}
+        runs = {lowering: prepared[lowering][name] for lowering in LOWERINGS}
+        timings = time_in_turns(runs, num_runs, show_progress=False)
+        times = {lowering: timing.summarize() for lowering, timing in timings.items()}
         records.append({**dataclasses.asdict(conv), "pass": name, "times": times})
     return records
 
@@ -128,7 +119,7 @@ def format_records(records: list[dict]) -> str:
     for first in range(0, len(records), len(PASSES)):
         conv = records[first]
         times = [
-            f"{record['times'][lowering]['median_ms']:.2f}"
+            _format_time(record["times"][lowering])
             for record in records[first : first + len(PASSES)]
             for lowering in LOWERINGS
         ]
@@ -137,29 +128,23 @@ def format_records(records: list[dict]) -> str:
     return "median milliseconds\n" + format_table(headers, rows)
 
 
-def main(argv: list[str]) -> None:
+def _format_time(times: dict) -> str:
+    return "failed" if "error" in times else f"{times['median_ms']:.2f}"
+
+
+def measure(values: flags.FlagValues) -> dict[str, Any]:
     """Times what the flags name and prints the table."""
-    if argv:
-        raise ValueError(f"unexpected arguments {argv}; flags start with --")
-    values = flags.FLAGS
-    check_new(values.output)
-    size, backbone = parse_size(values.size), variants.get_variant(values.model).backbone
-    convs = list_grouped_convs(backbone, size, values.batch_size)
+    backbone = variants.get_variant(values.model).backbone
+    convs = list_grouped_convs(backbone, parse_size(values.size), values.batch_size)
     records = []
     for conv in tqdm(convs, desc="timing", unit="convolution", leave=False, disable=None):
-        records += measure(conv, PRECISIONS[values.precision], values.num_runs)
+        records += time_conv(conv, PRECISIONS[values.precision], values.num_runs)
     print(format_records(records))
-    if values.output:
-        settings = {"model": values.model, "precision": values.precision}
-        write_json(values.output, {**describe_environment(), **settings, "records": records})
-        print(f"wrote {values.output}")
+    return {"model": values.model, "precision": values.precision, "records": records}
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("model", "exp48_decoder26", "BACKBONE_DECODER, or a variant file.")
-    flags.DEFINE_string("size", "256,256", "HEIGHT,WIDTH of the images.")
-    flags.DEFINE_integer("batch_size", 4, "Images at once.", lower_bound=1)
     flags.DEFINE_enum("precision", "float32", list(PRECISIONS), "The computation's dtype.")
     flags.DEFINE_integer("num_runs", 10, "Timed runs of each.", lower_bound=2)
-    flags.DEFINE_string("output", None, "A new JSON file for the results.")
-    run_command(main, "regseg_jax.benchmark.convolutions")
+    define_workload_flags("exp48_decoder26", "256,256", batch_size=4)
+    run_benchmark(measure, "regseg_jax.benchmark.convolutions")

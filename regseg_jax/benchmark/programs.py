@@ -23,10 +23,10 @@ from ml_collections import config_flags
 from regseg_jax.benchmark.compilation import (
     MODES,
     compile_program,
-    count_memory,
     find_largest_batch,
     get_image_size,
 )
+from regseg_jax.benchmark.core import plan_memory
 from regseg_jax.benchmark.hlo import count_program
 from regseg_jax.benchmark.program_report import (
     NOTE,
@@ -79,7 +79,7 @@ class Compiler:
         finally:
             self.seconds.append(time.perf_counter() - start)
         self.first_text = self.first_text or compiled.as_text()
-        self.memory[images] = count_memory(compiled)
+        self.memory[images] = plan_memory(compiled)
         print(format_memory(self.memory[images], self.target.memory_limit), flush=True)
         return self.memory[images]["total"]
 

@@ -5,7 +5,7 @@ from regseg_jax.benchmark.convolutions import (
     GroupedConv,
     format_records,
     list_grouped_convs,
-    measure,
+    time_conv,
 )
 from regseg_jax.models import variants
 from regseg_jax.ops.conv import LOWERINGS
@@ -23,7 +23,7 @@ def test_the_convolutions_of_exp48():
 
 def test_every_pass_is_timed_in_every_lowering():
     conv = GroupedConv((1, 6, 8, 32), groups=2, stride=1, dilation_rate=2)
-    records = measure(conv, jnp.float32, num_runs=2)
+    records = time_conv(conv, jnp.float32, num_runs=2)
     assert [record["pass"] for record in records] == list(PASSES)
     assert all(record["times"][name]["median_ms"] > 0 for record in records for name in LOWERINGS)
     table = format_records(records).splitlines()

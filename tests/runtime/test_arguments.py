@@ -9,7 +9,7 @@ def test_size():
 
 @pytest.mark.parametrize("text", ["1024", "0,8", "-4,8", "4.5,8", "a,b", "1,2,3", ""])
 def test_bad_size(text):
-    with pytest.raises(ValueError, match="--image_size is .* HEIGHT,WIDTH"):
+    with pytest.raises(ValueError, match=r"--image_size is .* HEIGHT,WIDTH"):
         parse_size(text, "image_size")
 
 
