@@ -53,13 +53,16 @@ IMPORTS = {name: _imports(path.read_text()) for name, path in FILES.items()}
 # The modules that know nothing of training: what each imports of the project.
 LAYERS = {
     "ops": set(),
+    "ops.batch_norm": set(),
     "ops.continuous_conv": set(),
-    "ops.conv": set(),
+    "ops.conv": {"ops.lowerings"},
+    "ops.lowerings": set(),
     "ops.resize": set(),
     "ops.sample": set(),
+    "ops.upsampled_loss": {"ops.resize"},
     "models": {"models.regseg"},
     "models.variants": set(),
-    "models.layers": {"ops.conv"},
+    "models.layers": {"ops.batch_norm", "ops.conv"},
     "models.blocks": {"models.layers", "models.variants", "ops.resize"},
     "models.backbones": {"models.blocks", "models.variants"},
     "models.decoders": {

@@ -19,10 +19,12 @@ from tqdm import tqdm
 from regseg_jax.benchmark.core import define_workload_flags, run_benchmark, time_in_turns
 from regseg_jax.config import PRECISIONS
 from regseg_jax.models import variants
-from regseg_jax.ops.conv import LOWERINGS, grouped_conv
+from regseg_jax.ops.conv import grouped_conv
+from regseg_jax.ops.lowerings import applicable_lowerings
 from regseg_jax.reports.tables import format_table
 from regseg_jax.runtime.arguments import parse_size
 
+LOWERINGS = applicable_lowerings(kernel_size=3, groups=2)
 PASSES = ("forward", "input gradient", "kernel gradient", "both gradients")
 
 

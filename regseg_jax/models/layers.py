@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
+from regseg_jax.ops.batch_norm import batch_norm
 from regseg_jax.ops.conv import grouped_conv
 
 BATCH_NORM_EPSILON = 1e-5
@@ -73,10 +74,19 @@ class BatchNorm(nn.Module):
     """Batch norm over all axes but the last, as `torch.nn.BatchNorm2d`.
 
     Statistics are computed and kept in float32 whatever the dtype. Under `jit` on a sharded batch
-    the means run over the global batch, so it is synchronised over the mesh by itself.
+    the means run over the global batch, so it is synchronised over the mesh by itself. Inside
+    `jax.shard_map` an array is one device's shard: there `axis_name` synchronises.
+
+    Attributes:
+      axis_name: a mapped axis that training statistics run over too, by one `lax.psum`; None: the
+        statistics are those of the array at hand. Gradients of parameters are always those of the
+        array at hand, see `ops.batch_norm`.
+      use_relu: whether negative results become 0.
     """
 
     dtype: DTypeLike = jnp.float32
+    axis_name: str | None = None
+    use_relu: bool = False
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
@@ -87,20 +97,25 @@ class BatchNorm(nn.Module):
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels)
         running_var = self.variable("batch_stats", "var", jnp.ones, channels)
 
-        wide = x.astype(_wide(x.dtype))
         if train:
-            axes = tuple(range(x.ndim - 1))
-            mean = wide.mean(axes)
-            var = jnp.square(wide - mean).mean(axes)
+            y, mean, unbiased_var = batch_norm(
+                x,
+                scale,
+                bias,
+                running_mean.value,
+                epsilon=BATCH_NORM_EPSILON,
+                use_relu=self.use_relu,
+                # Shapes are initialised outside of any mapped axis.
+                axis_name=None if self.is_initializing() else self.axis_name,
+            )
             if not self.is_initializing():
-                count = x.size // x.shape[-1]
-                unbiased_var = var * (count / max(count - 1, 1))
                 running_mean.value += BATCH_NORM_UPDATE * (mean - running_mean.value)
                 running_var.value += BATCH_NORM_UPDATE * (unbiased_var - running_var.value)
-        else:
-            mean, var = running_mean.value, running_var.value
-        multiplier = scale * jax.lax.rsqrt(var + BATCH_NORM_EPSILON)
-        return (wide * multiplier + (bias - mean * multiplier)).astype(self.dtype)
+            return y.astype(self.dtype)
+        multiplier = scale * jax.lax.rsqrt(running_var.value + BATCH_NORM_EPSILON)
+        offset = bias - running_mean.value * multiplier
+        y = (x.astype(_wide(x.dtype)) * multiplier + offset).astype(self.dtype)
+        return nn.relu(y) if self.use_relu else y
 
 
 class ConvBN(nn.Module):
@@ -111,13 +126,13 @@ class ConvBN(nn.Module):
     stride: int = 1
     use_relu: bool = True
     dtype: DTypeLike = jnp.float32
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features]."""
         x = Conv(self.features, self.kernel_size, self.stride, dtype=self.dtype, name="conv")(x)
-        x = BatchNorm(dtype=self.dtype, name="bn")(x, train=train)
-        return nn.relu(x) if self.use_relu else x
+        return BatchNorm(self.dtype, self.axis_name, self.use_relu, name="bn")(x, train=train)
 
 
 class SqueezeExcite(nn.Module):
