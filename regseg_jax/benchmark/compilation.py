@@ -14,7 +14,9 @@ from regseg_jax.config import Config
 from regseg_jax.data.augment import augment
 from regseg_jax.data.sampling import ShuffledEpochs
 from regseg_jax.data.synthetic.scenes import SyntheticScenes
+from regseg_jax.ops.lowerings import use_lowerings
 from regseg_jax.runs import parts
+from regseg_jax.runs.conv_lowerings import read_lowerings
 from regseg_jax.runs.run import Run
 from regseg_jax.training.evaluation import create_image_score_fn
 from regseg_jax.training.sharding import batch_sharded, replicated
@@ -68,7 +70,10 @@ def compile_program(
             (_describe_batch(config, mode, batch_size, image_size), split),
         )
     ]
-    return step.trace(*arguments).lower(lowering_platforms=(target.platform,)).compile()
+    table = read_lowerings(config.conv_lowerings) if config.conv_lowerings else None
+    with use_lowerings(table):
+        traced = step.trace(*arguments)
+    return traced.lower(lowering_platforms=(target.platform,)).compile()
 
 
 def _describe_batch(
@@ -103,6 +108,7 @@ def _create_train_step(config: Config, mesh: Mesh, batch_size: int) -> tuple[Cal
         learning_rate_fn=parts.create_run_learning_rate_fn(config, _NUM_STEPS),
         rate_search=parts.create_rate_search(config, model, _NUM_STEPS),
         augment_fn=functools.partial(augment, config=config.augment),
+        conv_lowerings=None,  # `compile_program` puts it to use
         initial=None,
         num_steps=_NUM_STEPS,
         eval_name="val",

@@ -27,8 +27,9 @@ _FREE = (
 )
 _NO_ESTIMATE = 10**12  # cycles beyond it, or below 0, stand for "unknown"
 
-AUGMENTATION, OPTIMIZER, LOSS, UNNAMED = "augmentation", "optimizer", "upsampling, loss", "unnamed"
-PARTS = ("stem", "stage", "decoder", LOSS, AUGMENTATION, OPTIMIZER, UNNAMED)  # in this order
+AUGMENTATION, OPTIMIZER, LOSS = "augmentation", "optimizer", "upsampling, loss"
+ENDS, UNNAMED = "input, output", "unnamed"
+PARTS = ("stem", "stage", "decoder", LOSS, AUGMENTATION, OPTIMIZER, ENDS, UNNAMED)  # in this order
 
 
 class Instruction(NamedTuple):
@@ -117,7 +118,9 @@ def find_part(op_name: str) -> str:
             return name
     if re.search(r"\bjvp\(|RegSeg", op_name):
         return LOSS
-    return OPTIMIZER if op_name else UNNAMED
+    if not op_name:
+        return UNNAMED
+    return OPTIMIZER if "train_step" in op_name else ENDS
 
 
 @dataclasses.dataclass
@@ -188,10 +191,10 @@ class _Counter:
         """Adds a computation that runs so many times, and those that it calls."""
         computation = self.computations[name]
         for instruction in computation.values():
-            kind = instruction.opcode.removesuffix("-done")
-            if kind.removesuffix("-start") in COLLECTIVES:
+            kind = instruction.opcode.removesuffix("-done").removesuffix("-start")
+            if kind in COLLECTIVES:
                 # What is started counts once, when it is done: then its shape is the result's.
-                if kind == instruction.opcode.removesuffix("-start"):
+                if not instruction.opcode.endswith("-start"):
                     self._add_collective(instruction, kind, times)
             elif instruction.opcode in ("while", "call", "conditional", "async-start"):
                 runs = times * _find_trip_count(instruction)
