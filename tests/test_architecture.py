@@ -57,13 +57,14 @@ LAYERS = {
     "ops.continuous_conv": set(),
     "ops.conv": {"ops.lowerings"},
     "ops.lowerings": set(),
+    "ops.pooled_conv": {"ops.conv", "ops.resize"},
     "ops.resize": set(),
     "ops.sample": set(),
     "ops.upsampled_loss": {"ops.resize"},
     "models": {"models.regseg"},
     "models.variants": set(),
-    "models.layers": {"ops.batch_norm", "ops.conv"},
-    "models.blocks": {"models.layers", "models.variants", "ops.resize"},
+    "models.layers": {"ops.batch_norm", "ops.conv", "ops.pooled_conv"},
+    "models.blocks": {"models.layers", "models.variants"},
     "models.backbones": {"models.blocks", "models.variants"},
     "models.decoders": {
         *("models.blocks", "models.layers", "models.variants"),
@@ -74,7 +75,7 @@ LAYERS = {
         *("models.variants", "ops.resize"),
     },
     "models.field_of_view": {"models.variants"},
-    "training.losses": {"runtime.checks"},
+    "training.losses": {"ops.upsampled_loss", "runtime.checks"},
     "training.metrics": set(),
 }
 

@@ -14,6 +14,7 @@ from regseg_jax.config import Config
 from regseg_jax.data.augment import augment
 from regseg_jax.data.sampling import ShuffledEpochs
 from regseg_jax.data.synthetic.scenes import SyntheticScenes
+from regseg_jax.models import RegSeg
 from regseg_jax.ops.lowerings import use_lowerings
 from regseg_jax.runs import parts
 from regseg_jax.runs.conv_lowerings import read_lowerings
@@ -93,11 +94,13 @@ def _create_train_step(config: Config, mesh: Mesh, batch_size: int) -> tuple[Cal
     """The step that `Run` makes, over devices and for a batch that no run has; and its state."""
     evaluation = dataclasses.replace(config.eval, precise_bn_images=0)
     config = dataclasses.replace(config, global_batch_size=batch_size, eval=evaluation)
-    model, tx = parts.create_run_model(config), parts.create_run_optimizer(config)
+    model = parts.create_run_model(config)
+    tx = parts.create_run_optimizer(config, model, _NUM_STEPS)
     no_images = SyntheticScenes(num_examples=batch_size, height=32, width=32, seed=0)
     run = Run(
         config=config,
         workdir=pathlib.Path(),
+        lock=None,
         class_table=parts.create_dataset(config).class_table,
         train_source=no_images,
         eval_source=no_images,
@@ -121,7 +124,7 @@ def _create_evaluation(config: Config, mesh: Mesh, batch_size: int) -> tuple[Cal
     model = parts.create_run_model(config)
     step = create_eval_step(model, create_image_score_fn(model, config.eval))
     jitted = jax.jit(step, out_shardings=(batch_sharded(mesh), replicated(mesh)))
-    return jitted, _abstract_variables(config)
+    return jitted, _abstract_variables(model)
 
 
 def _create_inference(config: Config, mesh: Mesh, batch_size: int) -> tuple[Callable, object]:
@@ -132,12 +135,12 @@ def _create_inference(config: Config, mesh: Mesh, batch_size: int) -> tuple[Call
         images = batch["image"]
         return score_fn(variables, images, images.shape[1:3]).argmax(-1).astype(jnp.uint8)
 
-    return jax.jit(infer, out_shardings=batch_sharded(mesh)), _abstract_variables(config)
+    return jax.jit(infer, out_shardings=batch_sharded(mesh)), _abstract_variables(model)
 
 
-def _abstract_variables(config: Config) -> dict:
-    model, tx = parts.create_run_model(config), parts.create_run_optimizer(config)
-    return parts.abstract_train_state(model, tx).variables
+def _abstract_variables(model: RegSeg) -> dict:
+    init = functools.partial(model.init, train=False)
+    return jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
 
 
 def find_largest_batch(

@@ -2,7 +2,6 @@
 
 import dataclasses
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,7 +21,8 @@ from regseg_jax.benchmark.workload import (
 from regseg_jax.config import PRECISIONS
 from regseg_jax.training.losses import cross_entropy
 from regseg_jax.training.optimizer import create_optimizer
-from regseg_jax.training.steps import create_train_step, descend
+from regseg_jax.training.sharding import single_device_mesh
+from regseg_jax.training.steps import create_train_step
 from regseg_jax.training.train_state import start_from
 
 
@@ -32,7 +32,9 @@ def prepare_jax(workload: Workload, variables: Any, precision: str) -> Prepared:
     workload = dataclasses.replace(workload, model=model)
     if workload.mode == "inference":
         return _prepare_inference(workload, variables)
-    return prepare_training(workload, variables, create_optimizer(weight_decay=1e-4))
+    return prepare_training(
+        workload, variables, create_optimizer(learning_rate_fn, weight_decay=1e-4)
+    )
 
 
 def _prepare_inference(workload: Workload, variables: Any) -> Prepared:
@@ -48,11 +50,13 @@ def _prepare_inference(workload: Workload, variables: Any) -> Prepared:
     return Prepared(run, np.asarray(run()), seconds, memory_bytes)
 
 
+def learning_rate_fn(step: jax.Array) -> jax.Array:
+    """The same at every step."""
+    return jnp.float32(LEARNING_RATE)
+
+
 def prepare_training(
-    workload: Workload,
-    variables: Any,
-    tx: optax.GradientTransformation,
-    apply_update: Callable = descend,
+    workload: Workload, variables: Any, tx: optax.GradientTransformationExtraArgs
 ) -> Prepared:
     """Compiles the training step of workload.model with any optimizer, from these weights."""
     model = workload.model
@@ -64,11 +68,11 @@ def prepare_training(
     train_step = create_train_step(
         model,
         tx,
-        learning_rate_fn=lambda step: jnp.float32(LEARNING_RATE),
+        learning_rate_fn,
         loss_fn=cross_entropy,
         augment_fn=lambda images, labels, rng: (images, labels),
         rng=jax.random.key(0),
-        apply_update=apply_update,
+        mesh=single_device_mesh(),
     )
     train_step, seconds, memory_bytes = _compile(
         jax.jit(train_step, donate_argnums=0), state, batch

@@ -10,7 +10,6 @@ from jax.typing import DTypeLike
 
 from regseg_jax.models.layers import BatchNorm, Conv, SqueezeExcite
 from regseg_jax.models.variants import DilationRates
-from regseg_jax.ops.resize import average_pool_2x2
 
 
 class DilatedConv(nn.Module):
@@ -75,10 +74,9 @@ class Shortcut(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features]."""
-        stride = self.stride
-        if self.use_pool and stride == 2:
-            x, stride = average_pool_2x2(x), 1
-        x = Conv(self.features, stride=stride, dtype=self.dtype, name="conv")(x)
+        pools = self.use_pool and self.stride == 2
+        stride = 1 if pools else self.stride
+        x = Conv(self.features, stride=stride, dtype=self.dtype, use_pool=pools, name="conv")(x)
         return BatchNorm(dtype=self.dtype, axis_name=self.axis_name, name="bn")(x, train=train)
 
 

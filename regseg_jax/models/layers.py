@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 
 from regseg_jax.ops.batch_norm import batch_norm
 from regseg_jax.ops.conv import grouped_conv
+from regseg_jax.ops.pooled_conv import pooled_conv
 
 BATCH_NORM_EPSILON = 1e-5
 BATCH_NORM_UPDATE = 0.1
@@ -32,6 +33,7 @@ class Conv(nn.Module):
       features: output channels.
       kernel_size: 1 or 3.
       group_width: input channels a group; None is one group.
+      use_pool: whether a 1x1 convolution takes averages of 2x2 pixels, in place of a stride.
       dtype: of the computation and the output; parameters are float32.
     """
 
@@ -42,6 +44,7 @@ class Conv(nn.Module):
     group_width: int | None = None
     use_bias: bool = False
     dtype: DTypeLike = jnp.float32
+    use_pool: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -49,13 +52,18 @@ class Conv(nn.Module):
         group_width = self.group_width or x.shape[-1]
         shape = (self.kernel_size, self.kernel_size, group_width, self.features)
         kernel = self.param("kernel", kernel_init, shape)
-        y = grouped_conv(
-            x.astype(self.dtype),
-            kernel.astype(self.dtype),
-            stride=self.stride,
-            dilation_rate=self.dilation_rate,
-            groups=x.shape[-1] // group_width,
-        )
+        groups = x.shape[-1] // group_width
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        if self.use_pool:
+            y = pooled_conv(x, kernel)
+        else:
+            y = grouped_conv(
+                x,
+                kernel,
+                stride=self.stride,
+                dilation_rate=self.dilation_rate,
+                groups=groups,
+            )
         if self.use_bias:
             bound = (self.kernel_size**2 * group_width) ** -0.5
             bias = self.param("bias", _uniform(bound), (self.features,))

@@ -7,8 +7,8 @@ fixed mix of two neighbouring strips, and only what is left of it without the cl
 The gradient computes the strips again. The classes are not the minor axis, which TPUs pad to 128.
 
 A training step needs `model.clone(upsample=False)`, which returns logits of this kind, and
-`upsampled_pixel_losses(logits, labels)` in place of `training.losses.compute_pixel_losses`: the
-plain, weighted and bootstrapped losses are sums over its result. Inference needs
+`upsampled_pixel_losses(logits, labels)`: the plain, weighted and bootstrapped losses are sums over
+its result. Inference needs
 `upsampled_argmax(logits, size)`. Sizes that are no multiple of the logits' take the ordinary way.
 """
 
@@ -57,8 +57,8 @@ def upsampled_argmax(logits: Array, size: tuple[int, int]) -> Array:
 
     def compute(logits: Array, upsample_columns: Callable) -> Array:
         planes = upsample_columns(logits, size[1])
-        phases = _phases(logits, size)
-        return _interleave([lax.argmax(_mix_rows(planes, p), 1, jnp.int32) for p in phases])
+        rows, phases = _neighbours(planes), _phases(logits, size)
+        return _interleave([lax.argmax(_mix(rows, weights), 1, jnp.int32) for weights in phases])
 
     return _for_each_platform(compute, logits)
 
@@ -70,11 +70,11 @@ def _pixel_losses(logits: Array, labels: Array, ignore_label: int) -> Array:
 
 def _forward(logits: Array, labels: Array, ignore_label: int) -> tuple[Array, tuple]:
     def compute(logits: Array, labels: Array, upsample_columns: Callable) -> tuple[Array, Array]:
-        planes = upsample_columns(logits, labels.shape[2])
+        rows = _neighbours(upsample_columns(logits, labels.shape[2]))
         phases = _phases(logits, labels.shape[1:3])
         parts = [
-            _compute_losses(_mix_rows(planes, phase), part, ignore_label, 1)
-            for phase, part in zip(phases, _deinterleave(labels, len(phases)), strict=True)
+            _compute_losses(_mix(rows, weights), part, ignore_label, 1)
+            for weights, part in zip(phases, _deinterleave(labels, len(phases)), strict=True)
         ]
         losses, normalizers = zip(*parts, strict=True)
         return _interleave(losses), _interleave(normalizers)
@@ -87,18 +87,20 @@ def _backward(ignore_label: int, residuals: tuple, cotangents: Array) -> tuple[A
     def compute(
         logits: Array, labels: Array, normalizers: Array, dlosses: Array, upsample_columns: Callable
     ) -> Array:
-        columns = functools.partial(upsample_columns, width=labels.shape[2])
-        planes, columns_vjp = jax.vjp(columns, logits)
+        def spread(logits: Array) -> tuple[Array, Array, Array]:
+            return _neighbours(upsample_columns(logits, labels.shape[2]))
+
+        rows, vjp = jax.vjp(spread, logits)
         phases = _phases(logits, labels.shape[1:3])
         dlosses = jnp.where(labels == ignore_label, 0, dlosses)
         arrays = (_deinterleave(x, len(phases)) for x in (labels, normalizers, dlosses))
-        dplanes = jnp.zeros_like(planes)
-        for phase, part, normalizer, dloss in zip(phases, *arrays, strict=True):
-            strip, rows_vjp = jax.vjp(functools.partial(_mix_rows, phase=phase), planes)
+        drows = tuple(map(jnp.zeros_like, rows))
+        for weights, part, normalizer, dloss in zip(phases, *arrays, strict=True):
+            strip = _mix(rows, weights)
             probabilities = jnp.exp(strip - normalizer[:, None])
             dstrip = dloss[:, None] * (probabilities - _is_label(part, strip, 1))
-            dplanes += rows_vjp(dstrip)[0]
-        return columns_vjp(dplanes)[0]
+            drows = tuple(d + w * dstrip if w else d for d, w in zip(drows, weights, strict=True))
+        return vjp(drows)[0]
 
     return _for_each_platform(compute, *residuals, cotangents), None
 
@@ -150,19 +152,22 @@ def _interleave_columns(logits: Array, width: int) -> Array:
     return upsample_by_integer(planes, 3, width // planes.shape[3])
 
 
-def _phases(logits: Array, size: tuple[int, int]) -> list[float]:
-    """How far below a row of the logits the rows of the result lie that belong to it, in rows."""
+def _phases(logits: Array, size: tuple[int, int]) -> list[tuple[float, float, float]]:
+    """For each of the result's rows in a row of the logits, the weights of its `_neighbours`."""
     factor = size[0] // logits.shape[1]
-    return [(phase + 0.5) / factor - 0.5 for phase in range(factor)]
+    below = [(phase + 0.5) / factor - 0.5 for phase in range(factor)]  # in (-0.5, 0.5)
+    return [(max(-offset, 0.0), 1 - abs(offset), max(offset, 0.0)) for offset in below]
 
 
-def _mix_rows(planes: Array, phase: float) -> Array:
-    """The rows of [B, K, h, W] so far below, in (-0.5, 0.5); beyond an edge they repeat."""
-    if phase < 0:
-        neighbours = jnp.concatenate([planes[:, :, :1], planes[:, :, :-1]], 2)
-    else:
-        neighbours = jnp.concatenate([planes[:, :, 1:], planes[:, :, -1:]], 2)
-    return planes * (1 - abs(phase)) + neighbours * abs(phase)
+def _neighbours(planes: Array) -> tuple[Array, Array, Array]:
+    """The rows above, at and below each row of [B, K, h, W]; beyond an edge they repeat."""
+    above = jnp.concatenate([planes[:, :, :1], planes[:, :, :-1]], 2)
+    below = jnp.concatenate([planes[:, :, 1:], planes[:, :, -1:]], 2)
+    return above, planes, below
+
+
+def _mix(rows: tuple[Array, Array, Array], weights: tuple[float, float, float]) -> Array:
+    return sum(row * weight for row, weight in zip(rows, weights, strict=True) if weight)
 
 
 def _interleave(phases: list[Array]) -> Array:

@@ -13,12 +13,12 @@ import jax.numpy as jnp
 from absl import flags
 
 from regseg_jax.benchmark.core import define_workload_flags, run_benchmark, time_in_turns
-from regseg_jax.benchmark.jax_backend import prepare_training
+from regseg_jax.benchmark.jax_backend import learning_rate_fn, prepare_training
 from regseg_jax.benchmark.workload import Prepared, Workload, create_workload
 from regseg_jax.models import create_model, variants
 from regseg_jax.reports.tables import format_table
 from regseg_jax.runtime.arguments import parse_size
-from regseg_jax.search.rate_search import RateSearch, create_search_optimizer, searched_layers
+from regseg_jax.search.rate_search import RateSearch, searched_layers
 from regseg_jax.search.searched_conv import create_dilated_conv
 from regseg_jax.training.optimizer import create_optimizer
 
@@ -29,16 +29,15 @@ _NUM_STEPS = 1000  # of the schedule; as many are never timed
 
 def prepare_step(workload: Workload, *, searched: bool) -> Prepared:
     """Compiles the training step, of real dilation rates or of fixed ones."""
-    tx, apply_update = create_optimizer(1e-4), {}
+    tx = create_optimizer(learning_rate_fn, weight_decay=1e-4)
     if searched:
         model = workload.model.clone(dilated_conv=create_dilated_conv)
         workload = Workload("train", model, workload.images, workload.labels)
         layers = searched_layers(model.variant.backbone)
-        search = RateSearch(layers, 0.05, 0, _NUM_STEPS, tap_width=4.0)
-        tx, apply_update = create_search_optimizer(tx), {"apply_update": search.apply_update}
+        tx = RateSearch(layers, 0.05, 0, _NUM_STEPS, tap_width=4.0).create_optimizer(tx)
     init = jax.jit(functools.partial(workload.model.init, train=False))
     variables = init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
-    return prepare_training(workload, variables, tx, **apply_update)
+    return prepare_training(workload, variables, tx)
 
 
 def measure(values: flags.FlagValues) -> dict[str, Any]:
