@@ -8,6 +8,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from regseg_jax.benchmark.targets import Target
 from regseg_jax.config import Config
@@ -20,7 +21,7 @@ from regseg_jax.runs import parts
 from regseg_jax.runs.conv_lowerings import read_lowerings
 from regseg_jax.runs.run import Run
 from regseg_jax.training.evaluation import create_image_score_fn
-from regseg_jax.training.sharding import batch_sharded, replicated
+from regseg_jax.training.sharding import BATCH_AXIS, batch_sharded, replicated
 from regseg_jax.training.steps import create_eval_step
 
 MODES = ("train", "inference", "evaluation")
@@ -122,7 +123,7 @@ def _create_train_step(config: Config, mesh: Mesh, batch_size: int) -> tuple[Cal
 def _create_evaluation(config: Config, mesh: Mesh, batch_size: int) -> tuple[Callable, object]:
     """As `Evaluator.create` makes it."""
     model = parts.create_run_model(config)
-    step = create_eval_step(model, create_image_score_fn(model, config.eval))
+    step = create_eval_step(model, create_image_score_fn(model, config.eval), mesh)
     jitted = jax.jit(step, out_shardings=(batch_sharded(mesh), replicated(mesh)))
     return jitted, _abstract_variables(model)
 
@@ -131,11 +132,14 @@ def _create_inference(config: Config, mesh: Mesh, batch_size: int) -> tuple[Call
     model = parts.create_run_model(config)
     score_fn = create_image_score_fn(model, config.eval)
 
+    @functools.partial(  # by hand: the partitioner gathers grouped convolutions
+        jax.shard_map, mesh=mesh, in_specs=(P(), P(BATCH_AXIS)), out_specs=P(BATCH_AXIS)
+    )
     def infer(variables: dict, batch: dict) -> jax.Array:
         images = batch["image"]
         return score_fn(variables, images, images.shape[1:3]).argmax(-1).astype(jnp.uint8)
 
-    return jax.jit(infer, out_shardings=batch_sharded(mesh)), _abstract_variables(model)
+    return jax.jit(infer), _abstract_variables(model)
 
 
 def _abstract_variables(model: RegSeg) -> dict:
