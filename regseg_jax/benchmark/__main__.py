@@ -82,8 +82,8 @@ def measure(values: flags.FlagValues) -> dict[str, Any]:
     return benchmark(workload, backends, precisions, values.num_runs, torch_model)
 
 
-if __name__ == "__main__":
-    # Not on import, as other commands have flags of the same names.
+def run() -> None:
+    """Defines the flags and runs the command."""
     flags.DEFINE_string("backends", "jax,torch", "jax, torch, or both with a comma between.")
     flags.DEFINE_enum("mode", "inference", MODES, "Inference, or a whole training step.")
     flags.DEFINE_integer("num_classes", 19, "Classes of the model's output.", lower_bound=1)
@@ -91,3 +91,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer("num_runs", 20, "Timed runs of each row.", lower_bound=2)
     define_workload_flags("exp48_decoder26", "512,1024", batch_size=1)
     run_benchmark(measure, "regseg_jax.benchmark")
+
+
+if __name__ == "__main__":
+    run()
