@@ -24,6 +24,8 @@ from regseg_jax.data.sampling import Sampler, check_epoch_size
 from regseg_jax.data.sources.source import Source
 from regseg_jax.data.survey import Survey, find_warnings, survey_source
 from regseg_jax.models import RegSeg
+from regseg_jax.ops.lowerings import LoweringTable
+from regseg_jax.runs.conv_lowerings import load_conv_lowerings
 from regseg_jax.runs.initial_weights import InitialWeights, load_initial_weights
 from regseg_jax.runs.parts import (
     create_dataset,
@@ -71,6 +73,7 @@ class Run:
       learning_rate_fn: of the step's number.
       rate_search: how dilation rates move; None where they are fixed.
       augment_fn: of a batch, on the device.
+      conv_lowerings: measured choices for its convolutions; None: each platform's own.
       initial: weights of another run to start from; None: random ones.
       num_steps: of the whole run.
       eval_name: of the scores in logs: `val`, or `val_trained_on`.
@@ -90,6 +93,7 @@ class Run:
     learning_rate_fn: Schedule
     rate_search: RateSearch | None
     augment_fn: AugmentFn
+    conv_lowerings: LoweringTable | None
     initial: InitialWeights | None
     num_steps: int
     eval_name: str
@@ -154,6 +158,7 @@ class Run:
             learning_rate_fn=create_run_learning_rate_fn(config, num_steps),
             rate_search=create_rate_search(config, model, num_steps),
             augment_fn=functools.partial(augment, config=config.augment),
+            conv_lowerings=load_conv_lowerings(config.conv_lowerings, workdir),
             initial=initial,
             num_steps=num_steps,
             eval_name=name_evaluation(config.data.train_split, config.data.eval_split),
