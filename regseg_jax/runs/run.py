@@ -1,5 +1,6 @@
 """The parts of a run, made once from its config."""
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -121,27 +122,32 @@ class Run:
         initial = None
         if config.init_from and is_new:
             initial = load_initial_weights(config.init_from, model)
-        lock = survey = None
-        if is_main_process():
-            lock = WorkdirLock(workdir)
-            claim_workdir(config, workdir)
-            record_start(workdir)
-            dataset.keep_val_split(workdir)
-            if is_new and config.data.check and config.data.source != "synthetic":
-                survey = _check_images(train_source, dataset.class_table, config.data.train_split)
-                _check_images(eval_source, dataset.class_table, config.data.eval_split)
-        with main_process_first():
-            train_source = dataset.cache_source(train_source, config.data.train_split)
-            eval_source = dataset.cache_source(eval_source, config.data.eval_split)
-            class_weights = load_class_weights(
-                config.loss.class_weights,
-                workdir,
-                train_source,
-                dataset.class_table,
-                survey,
-                write=is_main_process(),
-            )
-            sampler = dataset.create_sampler(train_source, config.global_batch_size, workdir)
+        with contextlib.ExitStack() as on_error:
+            lock = survey = None
+            if is_main_process():
+                lock = on_error.enter_context(contextlib.closing(WorkdirLock(workdir)))
+                claim_workdir(config, workdir)
+                record_start(workdir)
+                dataset.keep_val_split(workdir)
+                if is_new and config.data.check and config.data.source != "synthetic":
+                    survey = _check_images(
+                        train_source, dataset.class_table, config.data.train_split
+                    )
+                    _check_images(eval_source, dataset.class_table, config.data.eval_split)
+            with main_process_first():
+                train_source = dataset.cache_source(train_source, config.data.train_split)
+                eval_source = dataset.cache_source(eval_source, config.data.eval_split)
+                class_weights = load_class_weights(
+                    config.loss.class_weights,
+                    workdir,
+                    train_source,
+                    dataset.class_table,
+                    survey,
+                    write=is_main_process(),
+                )
+                sampler = dataset.create_sampler(train_source, config.global_batch_size, workdir)
+            conv_lowerings = load_conv_lowerings(config.conv_lowerings, workdir)
+            on_error.pop_all()
         num_steps = config.num_epochs * sampler.steps_per_epoch
         return cls(
             config=config,
@@ -158,7 +164,7 @@ class Run:
             learning_rate_fn=create_run_learning_rate_fn(config, num_steps),
             rate_search=create_rate_search(config, model, num_steps),
             augment_fn=functools.partial(augment, config=config.augment),
-            conv_lowerings=load_conv_lowerings(config.conv_lowerings, workdir),
+            conv_lowerings=conv_lowerings,
             initial=initial,
             num_steps=num_steps,
             eval_name=name_evaluation(config.data.train_split, config.data.eval_split),
