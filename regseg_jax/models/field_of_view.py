@@ -128,8 +128,8 @@ def find_gaps(backbone: variants.Backbone) -> tuple[LayerFieldOfView, ...]:
 def describe_gaps(backbone: variants.Backbone) -> tuple[str, ...]:
     """A warning for each layer with a dilation rate that leaves gaps."""
     return tuple(
-        f"warning: {layer.name} has gaps between its taps' fields of view at dilation rate "
+        f"warning: {layer.name} has gaps between its taps' fields of view at rate "
         f"{', '.join(map(str, layer.rates_with_gaps))}; "
-        f"the largest without is {layer.max_dilation_rate}"
+        f"the largest rate without is {layer.max_dilation_rate}"
         for layer in find_gaps(backbone)
     )

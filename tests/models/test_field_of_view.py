@@ -126,7 +126,7 @@ def test_find_gaps_names_the_layer_and_its_rates():
 def test_gaps_are_described_with_the_largest_rate_without():
     (warning,) = field_of_view.describe_gaps(variants.BACKBONES["exp30"])
     assert "stage16_1 has gaps" in warning
-    assert "at dilation rate 4; the largest without is 3" in warning
+    assert "at rate 4; the largest rate without is 3" in warning
     assert field_of_view.describe_gaps(variants.BACKBONES["exp48"]) == ()
 
 
