@@ -9,7 +9,7 @@ import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 from regseg_jax.data.augment import AugmentConfig
 from regseg_jax.data.dataset import DataConfig, FolderConfig
@@ -34,6 +34,7 @@ class Config:
     global_batch_size: int = 8  # over all devices of all processes
     batch_norm_per_device: bool = False  # statistics of a device's images, not of the batch's
     num_epochs: int = 1000
+    conv_lowerings: str = ""  # a table of benchmark.convolutions --tune; "": each platform's own
     ema_decay: float = 0.0  # above 0: weights averaged over the steps are evaluated as well
     log_every_steps: int = 10
     checkpoint_every_steps: int = 1000  # beside the one after each evaluation
@@ -68,7 +69,10 @@ class Config:
 
 def create_default_config() -> ConfigDict:
     """The keys that every recipe starts from; locked: a key that is not here raises."""
-    return ConfigDict(dataclasses.asdict(Config())).lock()
+    config = ConfigDict(dataclasses.asdict(Config()))
+    # Text or numbers: of any type.
+    config.loss.class_weights = FieldReference(config.loss.class_weights, field_type=object)
+    return config.lock()
 
 
 def parse_config(config: ConfigDict) -> Config:

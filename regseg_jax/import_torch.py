@@ -19,12 +19,12 @@ from ml_collections import ConfigDict, config_flags
 
 from regseg_jax.config import Config, parse_config
 from regseg_jax.data.dataset import CLASS_TABLES, DataConfig
-from regseg_jax.export.export import require_packages
 from regseg_jax.export.torch_weights import count_classes, from_torch
 from regseg_jax.models.variants import get_variant
 from regseg_jax.runs.parts import create_dataset, create_run_model, create_run_optimizer
 from regseg_jax.runs.workdir import claim_workdir
 from regseg_jax.runtime.command import run_command
+from regseg_jax.runtime.packages import require_packages
 from regseg_jax.training.checkpoints import CheckpointManager
 from regseg_jax.training.train_state import start_from
 

@@ -5,8 +5,8 @@ python -m regseg_jax.export --workdir=RUN --format=torch --output=regseg.pt
 
 from absl import flags
 
-from regseg_jax.describe import parse_size
 from regseg_jax.export.export import FORMATS, export_run
+from regseg_jax.runtime.arguments import parse_size
 from regseg_jax.runtime.command import run_command
 
 FLAGS = flags.FLAGS

@@ -1,6 +1,5 @@
 """A run's best checkpoint -> one file to deploy, in any of the formats."""
 
-import importlib
 import os
 from typing import Any
 
@@ -10,6 +9,7 @@ from flax.traverse_util import flatten_dict
 from regseg_jax.data.augment import MEAN, STD
 from regseg_jax.runs.trained import TrainedRun, load_run
 from regseg_jax.runtime.files import check_new, replacing
+from regseg_jax.runtime.packages import require_packages
 
 # The packages that each format needs beside those of requirements.txt.
 FORMATS = {"torch": ("torch",), "onnx": ("torch", "onnx"), "stablehlo": ("flatbuffers",)}
@@ -100,17 +100,6 @@ def create_metadata(trained: TrainedRun) -> dict[str, Any]:
         "image_size": list(trained.config.eval.image_size),
         "step": trained.step,
     }
-
-
-def require_packages(what: str, packages: tuple[str, ...]) -> None:
-    """Raises ValueError with the command that installs what is missing."""
-    for package in packages:
-        try:
-            importlib.import_module(package)
-        except ImportError:
-            raise ValueError(
-                f"{what} needs {package}, which is not installed; pip install {package}"
-            ) from None
 
 
 def write_new_file(path: str | os.PathLike, content: bytes) -> None:

@@ -180,12 +180,14 @@ def _choose_for_tpu(shape: tuple, kernel_size: int, geometry: _Geometry) -> Pass
     return PassLowerings(name, name, name)
 
 
-def _choose_conv(shape: tuple, kernel_size: int, geometry: _Geometry) -> PassLowerings:
-    """The library's own convolutions."""
-    return PassLowerings("conv", "conv", "conv")
+def _choose_for_gpu(shape: tuple, kernel_size: int, geometry: _Geometry) -> PassLowerings:
+    """The library's convolutions, but for a single pixel, where they take several kernels each."""
+    single = kernel_size == 1 and geometry.groups == 1 and shape[1] == 1 and shape[2] == 1
+    name = "product" if single else "conv"
+    return PassLowerings(name, name, name)
 
 
-_DEFAULTS = {"cpu": _choose_for_cpu, "tpu": _choose_for_tpu, "default": _choose_conv}
+_DEFAULTS = {"cpu": _choose_for_cpu, "tpu": _choose_for_tpu, "default": _choose_for_gpu}
 
 
 def _conv(x: Array, kernel: Array, geometry: _Geometry) -> Array:

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from regseg_jax.export.export import require_packages
 from regseg_jax.export.torch_weights import count_classes, find_mismatches, from_torch
 from regseg_jax.models import RegSeg
 from regseg_jax.runs.trained import load_run
+from regseg_jax.runtime.packages import require_packages
 from regseg_jax.search.searched_conv import RATES, TAP_WIDTH
 
 

@@ -43,7 +43,7 @@ def test_labels_that_are_not_public_are_neither_trained_on_nor_scored(source, ke
 @pytest.mark.parametrize("source", ["camvid", "cityscapes", "folder"])
 def test_a_data_set_on_disk_needs_its_folder(source):
     folder = FolderConfig(classes=((0, "a", (0, 1, 0), 9),))
-    with pytest.raises(ValueError, match=r"config\.data\.data_dir is empty; add --config\.data"):
+    with pytest.raises(ValueError, match=r"--config\.data\.data_dir"):
         Dataset(DataConfig(source), folder, seed=0).create_source("train")
 
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 
 from regseg_jax.ops.batch_norm import batch_norm
 
@@ -24,8 +25,12 @@ def _inputs(dtype=np.float64):
     return x.astype(dtype), scale, bias, shift, rng.standard_normal(x.shape).astype(dtype)
 
 
+@pytest.mark.parametrize("platform", ["cuda", "default"])
 @pytest.mark.parametrize("use_relu", [False, True])
-def test_value_and_gradients_equal_the_definitions(use_relu):
+def test_value_and_gradients_equal_the_definitions(use_relu, platform, monkeypatch):
+    monkeypatch.setattr(
+        lax, "platform_dependent", lambda *arrays, **forms: forms[platform](*arrays)
+    )
     x, scale, bias, shift, dy = _inputs()
 
     def forward(x, scale, bias):
