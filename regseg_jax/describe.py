@@ -18,9 +18,10 @@ from flax import traverse_util
 from matplotlib.figure import Figure
 from PIL import Image
 
-from regseg_jax.models import RegSeg, create_model, field_of_view
+from regseg_jax.models import field_of_view
 from regseg_jax.models.field_of_view import LayerFieldOfView
 from regseg_jax.models.layers import Conv
+from regseg_jax.models.regseg import RegSeg, create_model
 from regseg_jax.reports.charts import render_figure
 from regseg_jax.reports.pictures import save_png
 from regseg_jax.reports.tables import format_table

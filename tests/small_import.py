@@ -18,22 +18,17 @@ _STAGES = (("stage4", ((16, (1,)),)), ("stage8", ((32, (1,)),)), ("stage16", ((3
 
 @contextlib.contextmanager
 def small_backbone() -> Iterator[None]:
-    """Puts a backbone of three blocks into the tables of Flax and of PyTorch.
+    """Puts a backbone of three blocks into the table.
 
     PyTorch has one thread meanwhile: two spin, and are slower by far on a busy machine.
     """
 
-    def build(module, make_backbone):
-        return make_backbone(
-            stages=tuple(
-                (stage, tuple(module.Block(width, rates, 2) for width, rates in blocks))
-                for stage, blocks in _STAGES
-            )
-        )
-
+    stages = tuple(
+        (stage, tuple(variants.Block(width, rates, 2) for width, rates in blocks))
+        for stage, blocks in _STAGES
+    )
     with pytest.MonkeyPatch.context() as patch:
-        for module in (variants, torch_model):
-            patch.setitem(module.BACKBONES, "small", build(module, module.Backbone))
+        patch.setitem(variants.BACKBONES, "small", variants.Backbone(stages))
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         yield

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from regseg_jax import describe
-from regseg_jax.models import create_model, field_of_view, variants
+from regseg_jax.models import field_of_view, variants
+from regseg_jax.models.regseg import create_model
 
 ROOT = pathlib.Path(__file__).parents[1]
 

@@ -26,7 +26,7 @@ from regseg_jax.benchmark.rows import (
 from regseg_jax.benchmark.workload import MODES, Workload, create_workload
 from regseg_jax.config import PRECISIONS
 from regseg_jax.describe import parse_size
-from regseg_jax.models import create_model
+from regseg_jax.models.regseg import create_model
 from regseg_jax.runtime.command import run_command
 from regseg_jax.runtime.environment import describe_environment
 from regseg_jax.runtime.files import check_new, write_json

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from regseg_jax.describe import count_rows
-from regseg_jax.models import RegSeg
+from regseg_jax.models.regseg import RegSeg
 
 MODES = ("inference", "train")
 # Largest difference to float32, see `compare`. Rounding gives a small part of these.

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-from regseg_jax.models import RegSeg
+from regseg_jax.models.regseg import RegSeg
 from regseg_jax.models.variants import Variant
 
 PLATFORMS = ("cpu", "cuda", "tpu")

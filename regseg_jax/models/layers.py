@@ -11,10 +11,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
+from regseg_jax.models.variants import BATCH_NORM_EPSILON, BATCH_NORM_UPDATE
 from regseg_jax.ops.conv import grouped_conv
-
-BATCH_NORM_EPSILON = 1e-5
-BATCH_NORM_UPDATE = 0.1
 
 kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 

@@ -21,7 +21,7 @@ from regseg_jax.data.dataset import name_evaluation
 from regseg_jax.data.pipeline import Batch, ProcessShare, create_train_iterator
 from regseg_jax.data.sampling import Sampler, check_epoch_size
 from regseg_jax.data.sources.source import Source, check_source
-from regseg_jax.models import RegSeg
+from regseg_jax.models.regseg import RegSeg
 from regseg_jax.runs.initial_weights import InitialWeights, load_initial_weights
 from regseg_jax.runs.parts import (
     create_dataset,

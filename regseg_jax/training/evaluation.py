@@ -15,7 +15,7 @@ from regseg_jax.data.augment import resize_and_normalize
 from regseg_jax.data.classes import IGNORE_LABEL, ClassTable
 from regseg_jax.data.pipeline import Batch, EvalPlan, ProcessShare, create_eval_iterator
 from regseg_jax.data.sources.source import Source
-from regseg_jax.models import RegSeg
+from regseg_jax.models.regseg import RegSeg
 from regseg_jax.reports.pictures import draw_panel
 from regseg_jax.runtime.checks import check_integer, check_number, check_size
 from regseg_jax.training.metrics import ConfusionMatrix, Scores, compute_scores

@@ -10,8 +10,8 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from regseg_jax.models import RegSeg
 from regseg_jax.models.layers import BATCH_NORM_UPDATE
+from regseg_jax.models.regseg import RegSeg
 from regseg_jax.training.sharding import replicated, shard_batch
 from regseg_jax.training.steps import AugmentFn
 from regseg_jax.training.train_state import TrainState

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from regseg_jax.models import RegSeg
+from regseg_jax.models.regseg import RegSeg
 from regseg_jax.ops.resize import upsample_bilinear
 from regseg_jax.training.metrics import ConfusionMatrix
 from regseg_jax.training.optimizer import Schedule

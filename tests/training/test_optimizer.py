@@ -8,7 +8,7 @@ import pytest
 import torch
 from flax.traverse_util import flatten_dict
 
-from regseg_jax.models import create_model
+from regseg_jax.models.regseg import create_model
 from regseg_jax.training.optimizer import create_learning_rate_fn, create_optimizer, decay_mask
 
 
