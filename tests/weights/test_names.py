@@ -9,7 +9,7 @@ from flax.traverse_util import flatten_dict
 
 from regseg_jax.models.regseg import RegSeg, create_model
 from regseg_jax.models.variants import DECODERS, Variant
-from regseg_jax.weights.names import from_torch, to_torch
+from regseg_jax.weights.names import find_matching_variants, from_torch, to_torch
 
 GOLDEN = (
     *("exp48_decoder26", "exp53_decoder29", "exp43_decoder14", "regnety600mf_decoder14"),
