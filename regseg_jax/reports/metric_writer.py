@@ -1,5 +1,6 @@
 """What a run leaves for its user: JSON lines, TensorBoard events, pictures."""
 
+import contextlib
 import datetime
 import json
 import math
@@ -50,6 +51,9 @@ class MetricWriter:
             # TensorBoard hides the events from this step on that earlier files hold.
             purge_step=None if resume_step is None else resume_step + 1,
             flush_secs=30,
+            # Unbounded: where the disk is full its thread dies, and a full queue would wait for it
+            # for ever; the line that is written beside each event raises instead.
+            max_queue=0,
             # Event files are named by the second: a quick restart would overwrite the last one.
             filename_suffix=f".{time.time_ns()}",
         )
@@ -77,10 +81,14 @@ class MetricWriter:
             **{tag: value if math.isfinite(value) else None for tag, value in values.items()},
         }
         # Buffered and flushed at once: a line is a single write, which a killed run cannot mix up.
-        # It comes before the events, since a full disk raises here, but silently ends
-        # tensorboardX's thread.
-        self._file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
+            self._file.flush()
+        except OSError as error:
+            raise OSError(
+                f"cannot write {self._file.name}: {error}; the last checkpoint is kept. Make room "
+                "or make the folder writable, and start again"
+            ) from error
         for tag, value in values.items():
             self._summary_writer.add_scalar(tag, value, step)
 
@@ -106,7 +114,8 @@ class MetricWriter:
         """Writes what is pending and closes the files; a second call does nothing."""
         if self._enabled:
             self._enabled = False
-            self._file.close()
+            with contextlib.suppress(OSError):  # a failed write has raised already
+                self._file.close()
             self._summary_writer.close()
 
 

@@ -30,7 +30,7 @@ from regseg_jax.runs.parts import (
     create_run_model,
     create_run_optimizer,
 )
-from regseg_jax.runs.workdir import claim_workdir, record_start
+from regseg_jax.runs.workdir import WorkdirLock, claim_workdir, record_start
 from regseg_jax.search.rate_search import RateSearch
 from regseg_jax.training.checkpoints import has_checkpoint
 from regseg_jax.training.evaluation import Evaluator
@@ -57,6 +57,7 @@ class Run:
     Attributes:
       config: of the run.
       workdir: its folder.
+      lock: of the workdir, held by the main process until `close`.
       class_table: the classes.
       train_source: the images to train on.
       eval_source: the images to score.
@@ -74,6 +75,7 @@ class Run:
 
     config: Config
     workdir: pathlib.Path
+    lock: WorkdirLock | None
     class_table: ClassTable
     train_source: Source
     eval_source: Source
@@ -110,7 +112,9 @@ class Run:
         initial = None
         if config.init_from and is_new:
             initial = load_initial_weights(config.init_from, model)
+        lock = None
         if is_main_process():
+            lock = WorkdirLock(workdir)
             claim_workdir(config, workdir)
             record_start(workdir)
             if is_new and config.data.check and config.data.source != "synthetic":
@@ -124,6 +128,7 @@ class Run:
         return cls(
             config=config,
             workdir=workdir,
+            lock=lock,
             class_table=dataset.class_table,
             train_source=train_source,
             eval_source=eval_source,
@@ -138,6 +143,11 @@ class Run:
             num_steps=num_steps,
             eval_name=name_evaluation(config.data.train_split, config.data.eval_split),
         )
+
+    def close(self) -> None:
+        """Lets others have the workdir."""
+        if self.lock:
+            self.lock.close()
 
     @property
     def with_ema(self) -> bool:

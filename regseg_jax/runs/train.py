@@ -27,8 +27,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Evaluation | None:
     run = Run.create(config, workdir)
     checkpoints = CheckpointManager(run.workdir)
     state = run.create_state()
-    if (latest := checkpoints.latest_step()) is not None:
-        state = checkpoints.restore(latest, state)
+    if (restored := checkpoints.restore_newest(state)) is not None:
+        state = restored
     elif run.initial:
         checkpoints.save(state)  # so that no later start reads the other run again
     step = int(state.step)
@@ -40,6 +40,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Evaluation | None:
 
     # --- The loop.
     with (
+        contextlib.closing(run),
         contextlib.closing(checkpoints),  # waits for what is being saved, also after an error
         run.create_batches(start_step=step, num_steps=run.num_steps) as batches,
         StopRequest() as stop_request,

@@ -1,8 +1,10 @@
 """A run's folder: the config that it belongs to, and what each start ran on."""
 
+import fcntl
 import json
 import os
 import pathlib
+import platform
 from typing import Any
 
 from regseg_jax.config import Config, flatten_config, unflatten_config
@@ -15,6 +17,47 @@ MAY_CHANGE = (
     *("data.data_dir", "data.num_workers", "data.check", "data.centroid_file", "data.cache_dir"),
     *("log_every_steps", "checkpoint_every_steps", "eval.num_panels", "eval.num_worst"),
 )
+
+
+class WorkdirLock:
+    """Holds a workdir for one run at a time, until it is closed or its process ends.
+
+    The lock is the system's (`flock`), so a killed run leaves none behind. It holds between
+    machines where their shared file system passes locks on, as NFS and Lustre do by default.
+
+    Args:
+      workdir: the run's folder; created where missing.
+
+    Raises:
+      ValueError: if another process holds it, or the folder cannot be written to.
+    """
+
+    def __init__(self, workdir: str | os.PathLike):
+        path = pathlib.Path(workdir) / ".lock"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("a+")
+        except OSError as error:
+            raise ValueError(
+                f"cannot write to workdir {workdir}: {error}; choose another"
+            ) from None
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.seek(0)
+            holder = self._file.read().strip()
+            self._file.close()
+            raise ValueError(
+                f"workdir {workdir} is in use by another run ({holder}); wait for it, stop it, or "
+                "choose another workdir"
+            ) from None
+        self._file.truncate(0)
+        self._file.write(f"process {os.getpid()} on {platform.node()}\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Lets others have the workdir."""
+        self._file.close()
 
 
 def claim_workdir(config: Config, workdir: str | os.PathLike) -> None:

@@ -21,7 +21,7 @@ def run_command(main: Callable[[list[str]], None], name: str) -> None:
     """
 
     def guarded(argv: list[str]) -> None:
-        logging.set_verbosity(logging.ERROR)  # Orbax and Grain explain themselves at length
+        logging.set_verbosity(logging.FATAL)  # Orbax and Grain log what they also raise
         _set_up_compilation_cache()
         try:
             main(argv[1:])

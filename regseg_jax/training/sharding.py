@@ -12,6 +12,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 BATCH_AXIS = "data"
 
+# A process that is silent for so long is dead: the others end with a message that names it.
+HEARTBEAT_TIMEOUT_SECONDS = 30
+# For how long the first process to end waits for the others, which may still be saving.
+SHUTDOWN_TIMEOUT_SECONDS = 300
+
 
 def join_processes() -> None:
     """Connects to the other processes of the run.
@@ -21,7 +26,12 @@ def join_processes() -> None:
     """
     numbers = [os.environ.get(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")]
     num_processes, process_id = (None if number is None else int(number) for number in numbers)
-    jax.distributed.initialize(num_processes=num_processes, process_id=process_id)
+    jax.distributed.initialize(
+        num_processes=num_processes,
+        process_id=process_id,
+        heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_SECONDS,
+        shutdown_timeout_seconds=SHUTDOWN_TIMEOUT_SECONDS,
+    )
 
 
 def create_mesh(batch_size: int, key: str = "global_batch_size") -> Mesh:
