@@ -53,14 +53,19 @@ IMPORTS = {name: _imports(path.read_text()) for name, path in FILES.items()}
 # The modules that know nothing of training: what each imports of the project.
 LAYERS = {
     "ops": set(),
+    "ops.batch_norm": set(),
     "ops.continuous_conv": set(),
-    "ops.conv": set(),
+    "ops.conv": {"ops.lowerings"},
+    "ops.lowerings": set(),
+    "ops.pooled_conv": {"ops.conv", "ops.resize"},
     "ops.resize": set(),
     "ops.sample": set(),
+    "ops.upsampled_loss": {"ops.resize"},
     "models": set(),
     "models.variants": set(),
-    "models.layers": {"models.variants", "ops.conv"},
-    "models.blocks": {"models.layers", "models.variants", "ops.resize"},
+    "models.folding": {"models.variants"},
+    "models.layers": {"models.variants", "ops.batch_norm", "ops.conv", "ops.pooled_conv"},
+    "models.blocks": {"models.layers", "models.variants"},
     "models.backbones": {"models.blocks", "models.variants"},
     "models.decoders": {
         *("models.blocks", "models.layers", "models.variants"),

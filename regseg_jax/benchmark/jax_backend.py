@@ -17,6 +17,7 @@ from regseg_jax.benchmark.workload import (
     Workload,
 )
 from regseg_jax.config import PRECISIONS
+from regseg_jax.models.folding import fold_batch_norm
 from regseg_jax.training.losses import cross_entropy
 from regseg_jax.training.optimizer import create_optimizer
 from regseg_jax.training.steps import create_train_step
@@ -34,6 +35,7 @@ def prepare_jax(workload: Workload, variables: Any, precision: str) -> Prepared:
 
 def _prepare_jax_inference(workload: Workload, variables: Any) -> Prepared:
     variables, images = jax.device_put((variables, workload.images))
+    variables = fold_batch_norm(variables, workload.model.dtype)
     start = time.perf_counter()
     infer = jax.jit(lambda variables, x: workload.model.apply(variables, x, train=False))
     infer = infer.lower(variables, images).compile()

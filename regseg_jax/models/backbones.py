@@ -22,6 +22,7 @@ class BackboneStages(nn.Module):
     spec: variants.Backbone
     dilated_conv: Callable[..., nn.Module] = DilatedConv
     dtype: DTypeLike = jnp.float32
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> dict[str, Array]:
@@ -38,6 +39,7 @@ class BackboneStages(nn.Module):
                     self.spec.pool_in_shortcut,
                     self.dilated_conv,
                     self.dtype,
+                    self.axis_name,
                     # A stage of one block has no index, as in the author's state dicts.
                     name=stage if len(blocks) == 1 else f"{stage}_{i}",
                 )(x, train=train)

@@ -1,5 +1,6 @@
 """The D block: RegSeg's dilated, grouped residual block (paper, section 3.2 and figure 2)."""
 
+import functools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -9,7 +10,6 @@ from jax.typing import DTypeLike
 
 from regseg_jax.models.layers import BatchNorm, Conv, SqueezeExcite
 from regseg_jax.models.variants import DilationRates
-from regseg_jax.ops.resize import average_pool_2x2
 
 
 class DilatedConv(nn.Module):
@@ -69,15 +69,15 @@ class Shortcut(nn.Module):
     stride: int
     use_pool: bool
     dtype: DTypeLike = jnp.float32
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features]."""
-        stride = self.stride
-        if self.use_pool and stride == 2:
-            x, stride = average_pool_2x2(x), 1
-        x = Conv(self.features, stride=stride, dtype=self.dtype, name="conv")(x)
-        return BatchNorm(dtype=self.dtype, name="bn")(x, train=train)
+        pools = self.use_pool and self.stride == 2
+        stride = 1 if pools else self.stride
+        x = Conv(self.features, stride=stride, dtype=self.dtype, use_pool=pools, name="conv")(x)
+        return BatchNorm(dtype=self.dtype, axis_name=self.axis_name, name="bn")(x, train=train)
 
 
 class DBlock(nn.Module):
@@ -99,17 +99,19 @@ class DBlock(nn.Module):
     pool_in_shortcut: bool = True
     dilated_conv: Callable[..., nn.Module] = DilatedConv
     dtype: DTypeLike = jnp.float32
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features]."""
         in_channels = x.shape[-1]
 
-        def batch_norm(name: str) -> Callable[[Array], Array]:
-            return lambda y: BatchNorm(dtype=self.dtype, name=name)(y, train=train)
+        def batch_norm(name: str, *, use_relu: bool) -> Callable[[Array], Array]:
+            layer = BatchNorm(self.dtype, self.axis_name, use_relu, name=name)
+            return functools.partial(layer, train=train)
 
         y = Conv(self.features, dtype=self.dtype, name="conv1")(x)
-        y = nn.relu(batch_norm("bn1")(y))
+        y = batch_norm("bn1", use_relu=True)(y)
         y = self.dilated_conv(
             features=self.features,
             dilation_rates=self.dilation_rates,
@@ -118,13 +120,20 @@ class DBlock(nn.Module):
             dtype=self.dtype,
             name="conv2",
         )(y)
-        y = nn.relu(batch_norm("bn2")(y))
+        y = batch_norm("bn2", use_relu=True)(y)
         # The hidden width follows the block's input, not the 3x3's channels, as in RegNet.
         y = SqueezeExcite(in_channels // 4, dtype=self.dtype, name="se")(y)
-        y = batch_norm("bn3")(Conv(self.features, dtype=self.dtype, name="conv3")(y))
+        y = batch_norm("bn3", use_relu=False)(
+            Conv(self.features, dtype=self.dtype, name="conv3")(y)
+        )
 
         if self.stride != 1 or in_channels != self.features:
             x = Shortcut(
-                self.features, self.stride, self.pool_in_shortcut, self.dtype, name="shortcut"
+                self.features,
+                self.stride,
+                self.pool_in_shortcut,
+                self.dtype,
+                self.axis_name,
+                name="shortcut",
             )(x, train=train)
         return nn.relu(x + y)

@@ -6,7 +6,7 @@ Each takes {"x4", "x8", "x16"}, every one [B, H/s, W/s, C], and returns logits
 
 import functools
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -20,6 +20,11 @@ from regseg_jax.ops.resize import adaptive_average_pool, upsample_bilinear
 from regseg_jax.ops.sample import sample_bilinear
 
 Features = dict[str, Array]
+
+
+def _options(module: nn.Module) -> dict[str, Any]:
+    """What a module hands on to those of its parts that hold a batch norm."""
+    return {"dtype": module.dtype, "axis_name": module.axis_name}
 
 
 def _upsample_to(x: Array, reference: Array) -> Array:
@@ -40,13 +45,14 @@ class ThreeLevelDecoder(nn.Module):
     conv8: int
     conv4: int
     dtype: DTypeLike = jnp.float32
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, features: Features, *, train: bool) -> Array:
         """Returns logits at 1/4."""
 
         def conv_bn(channels: int, kernel_size: int, name: str) -> Callable[[Array], Array]:
-            layer = ConvBN(channels, kernel_size, dtype=self.dtype, name=name)
+            layer = ConvBN(channels, kernel_size, **_options(self), name=name)
             return functools.partial(layer, train=train)
 
         x16 = conv_bn(self.head16, 1, "head16")(features["x16"])
@@ -67,18 +73,19 @@ class TwoLevelDecoder(nn.Module):
     merge: Literal["concatenate", "sum"]
     conv: Literal["1x1", "3x3", "d_block"]
     dtype: DTypeLike = jnp.float32
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, features: Features, *, train: bool) -> Array:
         """Returns logits at 1/8."""
-        x16 = ConvBN(self.head16, dtype=self.dtype, name="head16")(features["x16"], train=train)
-        x8 = ConvBN(self.head8, dtype=self.dtype, name="head8")(features["x8"], train=train)
+        x16 = ConvBN(self.head16, **_options(self), name="head16")(features["x16"], train=train)
+        x8 = ConvBN(self.head8, **_options(self), name="head8")(features["x8"], train=train)
         x16 = _upsample_to(x16, x8)
         x = x8 + x16 if self.merge == "sum" else jnp.concatenate([x8, x16], axis=-1)
         if self.conv == "d_block":
-            conv = DBlock(128, (1,), group_width=16, dtype=self.dtype, name="conv")
+            conv = DBlock(128, (1,), group_width=16, **_options(self), name="conv")
         else:
-            conv = ConvBN(128, int(self.conv[0]), dtype=self.dtype, name="conv")
+            conv = ConvBN(128, int(self.conv[0]), **_options(self), name="conv")
         return _classifier(self.num_classes, self.dtype)(conv(x, train=train))
 
 
@@ -87,13 +94,14 @@ class LRASPP(nn.Module):
 
     num_classes: int
     dtype: DTypeLike = jnp.float32
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, features: Features, *, train: bool) -> Array:
         """Returns logits at 1/8."""
         x16, x8 = features["x16"], features["x8"]
         gate = nn.sigmoid(Conv(128, dtype=self.dtype, name="gate")(global_mean(x16)))
-        x = ConvBN(128, dtype=self.dtype, name="cbr")(x16, train=train) * gate
+        x = ConvBN(128, **_options(self), name="cbr")(x16, train=train) * gate
         low = _classifier(self.num_classes, self.dtype, "low_classifier")(x8)
         high = _classifier(self.num_classes, self.dtype, "high_classifier")(_upsample_to(x, x8))
         return low + high
@@ -104,13 +112,14 @@ class AttentionRefinement(nn.Module):
 
     features: int
     dtype: DTypeLike = jnp.float32
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         """[B, H, W, C] -> [B, H, W, features]."""
-        x = ConvBN(self.features, 3, dtype=self.dtype, name="conv")(x, train=train)
+        x = ConvBN(self.features, 3, **_options(self), name="conv")(x, train=train)
         gate = Conv(self.features, dtype=self.dtype, name="gate_conv")(global_mean(x))
-        gate = BatchNorm(dtype=self.dtype, name="gate_bn")(gate, train=train)
+        gate = BatchNorm(**_options(self), name="gate_bn")(gate, train=train)
         return x * nn.sigmoid(gate)
 
 
@@ -119,11 +128,12 @@ class FeatureFusion(nn.Module):
 
     features: int
     dtype: DTypeLike = jnp.float32
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         """[B, H, W, C] -> [B, H, W, features]."""
-        x = ConvBN(self.features, dtype=self.dtype, name="conv")(x, train=train)
+        x = ConvBN(self.features, **_options(self), name="conv")(x, train=train)
         return x + SqueezeExcite(self.features // 4, dtype=self.dtype, name="se")(x)
 
 
@@ -132,18 +142,19 @@ class BisenetDecoder(nn.Module):
 
     num_classes: int
     dtype: DTypeLike = jnp.float32
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, features: Features, *, train: bool) -> Array:
         """Returns logits at 1/8."""
         x16, x8 = features["x16"], features["x8"]
-        average = ConvBN(128, dtype=self.dtype, name="conv_avg")(global_mean(x16), train=train)
-        x = AttentionRefinement(128, dtype=self.dtype, name="arm16")(x16, train=train) + average
+        average = ConvBN(128, **_options(self), name="conv_avg")(global_mean(x16), train=train)
+        x = AttentionRefinement(128, **_options(self), name="arm16")(x16, train=train) + average
         x = _upsample_nearest_to(x, x8)
-        x = ConvBN(128, 3, dtype=self.dtype, name="conv_head16")(x, train=train)
+        x = ConvBN(128, 3, **_options(self), name="conv_head16")(x, train=train)
         x = jnp.concatenate([x8, x], axis=-1)
-        x = FeatureFusion(128, dtype=self.dtype, name="ffm")(x, train=train)
-        x = ConvBN(128, 3, dtype=self.dtype, name="conv")(x, train=train)
+        x = FeatureFusion(128, **_options(self), name="ffm")(x, train=train)
+        x = ConvBN(128, 3, **_options(self), name="conv")(x, train=train)
         return _classifier(self.num_classes, self.dtype)(x)
 
 
@@ -159,6 +170,7 @@ class PyramidPooling(nn.Module):
 
     features: int
     dtype: DTypeLike = jnp.float32
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
@@ -166,12 +178,12 @@ class PyramidPooling(nn.Module):
         levels = [x]
         for i, bins in enumerate((1, 2, 3, 6)):
             pooled = adaptive_average_pool(x, bins)
-            pooled = ConvBN(self.features, use_relu=False, dtype=self.dtype, name=f"stages_{i}")(
+            pooled = ConvBN(self.features, use_relu=False, **_options(self), name=f"stages_{i}")(
                 pooled, train=train
             )
             levels.append(_upsample_to(pooled, x))
         x = jnp.concatenate(levels, axis=-1)
-        return ConvBN(self.features, dtype=self.dtype, name="bottleneck")(x, train=train)
+        return ConvBN(self.features, **_options(self), name="bottleneck")(x, train=train)
 
 
 class FlowAlign(nn.Module):
@@ -206,17 +218,18 @@ class SFNetDecoder(nn.Module):
 
     num_classes: int
     dtype: DTypeLike = jnp.float32
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, features: Features, *, train: bool) -> Array:
         """Returns logits at 1/8."""
-        high = PyramidPooling(64, dtype=self.dtype, name="head16")(features["x16"], train=train)
-        low = ConvBN(64, dtype=self.dtype, name="head8")(features["x8"], train=train)
+        high = PyramidPooling(64, **_options(self), name="head16")(features["x16"], train=train)
+        low = ConvBN(64, **_options(self), name="head8")(features["x8"], train=train)
         x = low + FlowAlign(32, dtype=self.dtype, name="fpn_align")(low, high)
-        x = ConvBN(64, 3, dtype=self.dtype, name="conv")(x, train=train)
+        x = ConvBN(64, 3, **_options(self), name="conv")(x, train=train)
         high = upsample_bilinear(high, x.shape[1:3], align_corners=True)
         x = jnp.concatenate([x, high], axis=-1)
-        x = ConvBN(64, 3, dtype=self.dtype, name="last_conv")(x, train=train)
+        x = ConvBN(64, 3, **_options(self), name="last_conv")(x, train=train)
         return _classifier(self.num_classes, self.dtype, "last_classifier")(x)
 
 
@@ -242,6 +255,10 @@ _DECODERS: dict[str, Callable[..., nn.Module]] = {
 assert set(_DECODERS) == set(variants.DECODERS)
 
 
-def create_decoder(name: str, num_classes: int, dtype: DTypeLike) -> nn.Module:
+def create_decoder(
+    name: str, num_classes: int, dtype: DTypeLike, axis_name: str | None = None
+) -> nn.Module:
     """The module of a row of the table, named `decoder` in its parent."""
-    return _DECODERS[name](num_classes=num_classes, dtype=dtype, name="decoder")
+    return _DECODERS[name](
+        num_classes=num_classes, dtype=dtype, axis_name=axis_name, name="decoder"
+    )

@@ -12,7 +12,9 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from regseg_jax.models.variants import BATCH_NORM_EPSILON, BATCH_NORM_UPDATE
+from regseg_jax.ops.batch_norm import batch_norm
 from regseg_jax.ops.conv import grouped_conv
+from regseg_jax.ops.pooled_conv import pooled_conv
 
 kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
@@ -29,6 +31,7 @@ class Conv(nn.Module):
       features: output channels.
       kernel_size: 1 or 3.
       group_width: input channels a group; None is one group.
+      use_pool: whether a 1x1 convolution takes averages of 2x2 pixels, in place of a stride.
       dtype: of the computation and the output; parameters are float32.
     """
 
@@ -39,6 +42,7 @@ class Conv(nn.Module):
     group_width: int | None = None
     use_bias: bool = False
     dtype: DTypeLike = jnp.float32
+    use_pool: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -46,13 +50,18 @@ class Conv(nn.Module):
         group_width = self.group_width or x.shape[-1]
         shape = (self.kernel_size, self.kernel_size, group_width, self.features)
         kernel = self.param("kernel", kernel_init, shape)
-        y = grouped_conv(
-            x.astype(self.dtype),
-            kernel.astype(self.dtype),
-            stride=self.stride,
-            dilation_rate=self.dilation_rate,
-            groups=x.shape[-1] // group_width,
-        )
+        groups = x.shape[-1] // group_width
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        if self.use_pool:
+            y = pooled_conv(x, kernel)
+        else:
+            y = grouped_conv(
+                x,
+                kernel,
+                stride=self.stride,
+                dilation_rate=self.dilation_rate,
+                groups=groups,
+            )
         if self.use_bias:
             bound = (self.kernel_size**2 * group_width) ** -0.5
             bias = self.param("bias", _uniform(bound), (self.features,))
@@ -71,34 +80,55 @@ class BatchNorm(nn.Module):
     """Batch norm over all axes but the last, as `torch.nn.BatchNorm2d`.
 
     Statistics are computed and kept in float32 whatever the dtype. Under `jit` on a sharded batch
-    the means run over the global batch, so it is synchronised over the mesh by itself.
+    the means run over the global batch, so it is synchronised over the mesh by itself. Inside
+    `jax.shard_map` an array is one device's shard: there `axis_name` synchronises.
+
+    Without a scale among its parameters it is folded (see `models.folding`): its bias is added.
+
+    Attributes:
+      axis_name: a mapped axis that training statistics run over too, by one `lax.psum`; None: the
+        statistics are those of the array at hand. Gradients of parameters are always those of the
+        array at hand, see `ops.batch_norm`.
+      use_relu: whether negative results become 0.
     """
 
     dtype: DTypeLike = jnp.float32
+    axis_name: str | None = None
+    use_relu: bool = False
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         """Normalises [..., C] with the batch's statistics (train) or the running ones."""
         channels = x.shape[-1:]
-        scale = self.param("scale", nn.initializers.ones, channels)
         bias = self.param("bias", nn.initializers.zeros, channels)
+        if not self.is_initializing() and not self.has_variable("params", "scale"):
+            if train:
+                raise ValueError("folded batch norms cannot be trained; use the variables unfolded")
+            y = x + bias.astype(x.dtype)
+            return nn.relu(y) if self.use_relu else y
+        scale = self.param("scale", nn.initializers.ones, channels)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels)
         running_var = self.variable("batch_stats", "var", jnp.ones, channels)
 
-        wide = x.astype(_wide(x.dtype))
         if train:
-            axes = tuple(range(x.ndim - 1))
-            mean = wide.mean(axes)
-            var = jnp.square(wide - mean).mean(axes)
+            y, mean, unbiased_var = batch_norm(
+                x,
+                scale,
+                bias,
+                running_mean.value,
+                epsilon=BATCH_NORM_EPSILON,
+                use_relu=self.use_relu,
+                # Shapes are initialised outside of any mapped axis.
+                axis_name=None if self.is_initializing() else self.axis_name,
+            )
             if not self.is_initializing():
-                count = x.size // x.shape[-1]
-                unbiased_var = var * (count / max(count - 1, 1))
                 running_mean.value += BATCH_NORM_UPDATE * (mean - running_mean.value)
                 running_var.value += BATCH_NORM_UPDATE * (unbiased_var - running_var.value)
-        else:
-            mean, var = running_mean.value, running_var.value
-        multiplier = scale * jax.lax.rsqrt(var + BATCH_NORM_EPSILON)
-        return (wide * multiplier + (bias - mean * multiplier)).astype(self.dtype)
+            return y.astype(self.dtype)
+        multiplier = scale * jax.lax.rsqrt(running_var.value + BATCH_NORM_EPSILON)
+        offset = bias - running_mean.value * multiplier
+        y = (x.astype(_wide(x.dtype)) * multiplier + offset).astype(self.dtype)
+        return nn.relu(y) if self.use_relu else y
 
 
 class ConvBN(nn.Module):
@@ -109,13 +139,13 @@ class ConvBN(nn.Module):
     stride: int = 1
     use_relu: bool = True
     dtype: DTypeLike = jnp.float32
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features]."""
         x = Conv(self.features, self.kernel_size, self.stride, dtype=self.dtype, name="conv")(x)
-        x = BatchNorm(dtype=self.dtype, name="bn")(x, train=train)
-        return nn.relu(x) if self.use_relu else x
+        return BatchNorm(self.dtype, self.axis_name, self.use_relu, name="bn")(x, train=train)
 
 
 class SqueezeExcite(nn.Module):
@@ -127,6 +157,9 @@ class SqueezeExcite(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """[B, H, W, C] -> [B, H, W, C]."""
+        if x.dtype.itemsize == 2:
+            # XLA computes in float32 and would store that too, twice as large, to read it twice.
+            x = jax.lax.optimization_barrier(x)
         scale = global_mean(x)
         scale = Conv(self.hidden_channels, use_bias=True, dtype=self.dtype, name="conv1")(scale)
         scale = Conv(x.shape[-1], use_bias=True, dtype=self.dtype, name="conv2")(nn.relu(scale))

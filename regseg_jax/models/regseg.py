@@ -1,4 +1,4 @@
-"""RegSeg: stem, backbone, decoder, and logits at the image's size."""
+"""RegSeg: stem, backbone, decoder, and logits at the image's or the decoder's size."""
 
 from collections.abc import Callable
 
@@ -23,12 +23,18 @@ class RegSeg(nn.Module):
       num_classes: the logits' last axis.
       dilated_conv: builds the 3x3 convolution of each D block, see `blocks.DBlock`.
       dtype: of the computation; parameters and batch statistics are float32.
+      axis_name: the mapped axis over which a batch is sharded inside `jax.shard_map`; batch norm's
+        training statistics run over it too. None outside.
+      upsample: whether the logits are at the image's size; if not, at the decoder's, a fourth or
+        an eighth, for `ops.upsampled_loss`.
     """
 
     variant: variants.Variant
     num_classes: int
     dilated_conv: Callable[..., nn.Module] = DilatedConv
     dtype: DTypeLike = jnp.float32
+    axis_name: str | None = None
+    upsample: bool = True
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool) -> Array:
@@ -40,15 +46,20 @@ class RegSeg(nn.Module):
             `mutable=["batch_stats"]` is needed).
 
         Returns:
-          Logits [B, H, W, num_classes], float32 (float64 where dtype is).
+          Logits [B, H, W, num_classes], float32 (float64 where dtype is); without `upsample`
+          [B, h, w, num_classes] of the dtype.
         """
         x = images.astype(self.dtype)
-        x = ConvBN(variants.STEM_CHANNELS, 3, 2, dtype=self.dtype, name="stem")(x, train=train)
-        features = BackboneStages(
-            self.variant.backbone, self.dilated_conv, self.dtype, name="backbone"
+        x = ConvBN(
+            variants.STEM_CHANNELS, 3, 2, dtype=self.dtype, axis_name=self.axis_name, name="stem"
         )(x, train=train)
-        decoder = create_decoder(self.variant.decoder, self.num_classes, self.dtype)
+        features = BackboneStages(
+            self.variant.backbone, self.dilated_conv, self.dtype, self.axis_name, name="backbone"
+        )(x, train=train)
+        decoder = create_decoder(self.variant.decoder, self.num_classes, self.dtype, self.axis_name)
         logits = decoder(features, train=train)
+        if not self.upsample:
+            return logits
         logits = logits.astype(jnp.promote_types(self.dtype, jnp.float32))
         return upsample_bilinear(logits, images.shape[1:3])
 

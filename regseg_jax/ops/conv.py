@@ -1,27 +1,44 @@
 """Convolutions, each written in the form that is fast on the platform it is compiled for.
 
-XLA's CPU backend takes a grouped convolution's gradient an order of magnitude more slowly than
-the same sums written as matrix products. So there are two lowerings of one function:
+XLA's backends differ by an order of magnitude in how well they take grouped and dilated
+convolutions and their gradients. So one function has several lowerings (`LOWERINGS`), equal but
+for rounding:
 
-- ``"conv"``: `jax.lax.conv_general_dilated`, the default on accelerators;
-- ``"matmul"``: the default on CPUs. A 1x1 convolution is one product; a grouped 3x3 convolution
-  is a batched product over the groups (see `_rows_conv`), or on large maps, forwards, a
-  convolution per group; a dense 3x3 convolution stays one, and takes only its kernel's gradient
-  from the products.
+- `conv`: `jax.lax.conv_general_dilated`;
+- `product`: a 1x1 convolution as one matrix product;
+- `rows`: a batched product over the groups, see `_rows_conv`;
+- `split`: a convolution for each group;
+- `dense`: groups side by side as one block-diagonal dense convolution, in chunks of at most 128
+  channels; `dense_rows`: the same with `rows` for each chunk;
+- `merged_64`, `merged_128`: neighbouring groups merged to at most so many channels, still grouped.
+
+`_DEFAULTS` has the choice for each platform. `ops.lowerings.use_lowerings` overrides it by a table
+of measured choices, and the argument `lowering` overrides both.
 """
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 from jax import Array, lax
 from jax import numpy as jnp
 
-LOWERINGS = ("conv", "matmul")
+from regseg_jax.ops.lowerings import (
+    ConvGeometry,
+    PassLowerings,
+    applicable_lowerings,
+    use_lowerings,
+)
 
 # Output pixels of a batch above which a CPU's cache no longer holds the copies of `_rows_conv`,
-# so that the forward pass is faster by `_split_conv`: they break even between 4,000 and 8,000.
+# so that the forward pass is faster by `split`: they break even between 4,000 and 8,000.
 _ROWS_MAX_PIXELS = 4096
+
+# A TPU multiplies 128 channels at once. From so many pixels of a map on, the three columns of taps
+# side by side fill it better than a convolution does.
+_TPU_CHANNELS = 128
+_TPU_ROWS_MIN_PIXELS = 64 * 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,14 +68,15 @@ def grouped_conv(
       stride: step between output pixels.
       dilation_rate: step between the taps of a 3x3 kernel.
       groups: number of channel groups; divides C and O.
-      lowering: one of `LOWERINGS`, which differ by rounding only; None leaves the choice to the
-        platform that the computation is compiled for.
+      lowering: one of `applicable_lowerings(k, groups)`, for all passes; None leaves the choice to
+        the table in use, see `ops.lowerings`, and else to the platform that the computation is
+        compiled for.
 
     Returns:
       Feature maps [B, ceil(H / stride), ceil(W / stride), O] of x's dtype.
 
     Raises:
-      ValueError: if the shapes do not fit or there is no such lowering.
+      ValueError: if the shapes do not fit or the lowering does not apply.
     """
     if kernel.ndim != 4 or kernel.shape[:2] not in ((1, 1), (3, 3)):
         raise ValueError(f"kernel has shape {kernel.shape}; expected [1, 1, ...] or [3, 3, ...]")
@@ -67,39 +85,109 @@ def grouped_conv(
             f"x {x.shape} and kernel {kernel.shape} do not fit {groups} groups; "
             "expected [B, H, W, C] and [k, k, C / groups, a multiple of groups]"
         )
-    if lowering is not None and lowering not in LOWERINGS:
-        raise ValueError(f"lowering is {lowering!r}; expected None or one of {LOWERINGS}")
-    return _grouped_conv(x, kernel, _Geometry(stride, dilation_rate, groups), lowering)
+    legal = applicable_lowerings(kernel.shape[0], groups)
+    if lowering is not None and lowering not in legal:
+        raise ValueError(f"lowering is {lowering!r}; expected None or one of {', '.join(legal)}")
+    if lowering is not None:
+        chosen = PassLowerings(lowering, lowering, lowering)
+    elif use_lowerings.value is not None:
+        sizes = kernel.shape[0], stride, dilation_rate, groups, x.shape[3], kernel.shape[3]
+        chosen = use_lowerings.value[ConvGeometry(*sizes, *x.shape[1:3])]
+    else:
+        chosen = None
+    return _grouped_conv(x, kernel, _Geometry(stride, dilation_rate, groups), chosen)
 
 
 # The platform is chosen within the forward and within the backward pass, not around both: that
-# way differentiation never sees both lowerings at once, and all it keeps is x and the kernel.
+# way differentiation never sees two lowerings at once, and all it keeps is x and the kernel.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _grouped_conv(x: Array, kernel: Array, geometry: _Geometry, lowering: str | None) -> Array:
-    conv = functools.partial(_conv, geometry=geometry)
-    matmul = functools.partial(_matmul, geometry=geometry)
-    if lowering is None:
-        return lax.platform_dependent(x, kernel, cpu=matmul, default=conv)
-    return {"conv": conv, "matmul": matmul}[lowering](x, kernel)
+def _grouped_conv(
+    x: Array, kernel: Array, geometry: _Geometry, chosen: PassLowerings | None
+) -> Array:
+    return _for_each_platform(_convolve, x, kernel, geometry=geometry, chosen=chosen)
 
 
 def _grouped_conv_fwd(
-    x: Array, kernel: Array, geometry: _Geometry, lowering: str | None
+    x: Array, kernel: Array, geometry: _Geometry, chosen: PassLowerings | None
 ) -> tuple[Array, tuple[Array, Array]]:
-    return _grouped_conv(x, kernel, geometry, lowering), (x, kernel)
+    return _grouped_conv(x, kernel, geometry, chosen), (x, kernel)
 
 
 def _grouped_conv_bwd(
-    geometry: _Geometry, lowering: str | None, inputs: tuple[Array, Array], dy: Array
+    geometry: _Geometry, chosen: PassLowerings | None, inputs: tuple[Array, Array], dy: Array
 ) -> tuple[Array, Array]:
-    conv = functools.partial(_conv_gradients, geometry=geometry)
-    matmul = functools.partial(_matmul_gradients, geometry=geometry)
-    if lowering is None:
-        return lax.platform_dependent(*inputs, dy, cpu=matmul, default=conv)
-    return {"conv": conv, "matmul": matmul}[lowering](*inputs, dy)
+    return _for_each_platform(_compute_gradients, *inputs, dy, geometry=geometry, chosen=chosen)
 
 
 _grouped_conv.defvjp(_grouped_conv_fwd, _grouped_conv_bwd)
+
+
+def _for_each_platform(
+    compute: Callable, x: Array, kernel: Array, *rest: Array, geometry, chosen
+) -> Array | tuple[Array, Array]:
+    """Computes by the lowerings chosen, or by each platform's own where none are."""
+    if chosen is not None:
+        return compute(x, kernel, *rest, geometry, chosen)
+    platforms = {
+        platform: lambda *arrays, choose=choose: compute(
+            *arrays, geometry, choose(x.shape, kernel.shape[0], geometry)
+        )
+        for platform, choose in _DEFAULTS.items()
+    }
+    return lax.platform_dependent(x, kernel, *rest, **platforms)
+
+
+def _convolve(x: Array, kernel: Array, geometry: _Geometry, chosen: PassLowerings) -> Array:
+    return _FORMS[chosen.forward](x, kernel, geometry)
+
+
+def _compute_gradients(
+    x: Array, kernel: Array, dy: Array, geometry: _Geometry, chosen: PassLowerings
+) -> tuple[Array, Array]:
+    input_form, kernel_form = _FORMS[chosen.input_gradient], _FORMS[chosen.kernel_gradient]
+    (dx,) = jax.vjp(lambda x: input_form(x, kernel, geometry), x)[1](dy)
+    if chosen.kernel_gradient == "product":
+        x = x[:, :: geometry.stride, :: geometry.stride]
+        # As [O, C], not [C, O]: up to 4 times faster on CPUs, the sum over the pixels being long.
+        dkernel = (dy.reshape(-1, dy.shape[3]).T @ x.reshape(-1, x.shape[3])).T[None, None]
+    else:
+        (dkernel,) = jax.vjp(lambda kernel: kernel_form(x, kernel, geometry), kernel)[1](dy)
+    return dx, dkernel
+
+
+def _choose_for_cpu(shape: tuple, kernel_size: int, geometry: _Geometry) -> PassLowerings:
+    """Matrix products, for XLA's CPU backend is slow at the gradients of grouped convolutions."""
+    if geometry.groups > 1:
+        pixels = shape[0] * -(-shape[1] // geometry.stride) * -(-shape[2] // geometry.stride)
+        # A batch or size that `jax.export` leaves open is no number.
+        few = isinstance(pixels, int) and pixels <= _ROWS_MAX_PIXELS
+        return PassLowerings("rows" if few else "split", "rows", "rows")
+    if kernel_size == 1:
+        return PassLowerings("product", "product", "product")
+    return PassLowerings("conv", "conv", "rows" if geometry.stride == 1 else "conv")
+
+
+def _choose_for_tpu(shape: tuple, kernel_size: int, geometry: _Geometry) -> PassLowerings:
+    """Dense products of as many channels as the unit is wide, but no more."""
+    if kernel_size == 1:
+        name = "product" if geometry.groups == 1 else "dense"
+    else:
+        pixels = shape[1] * shape[2]
+        large = isinstance(pixels, int) and pixels >= _TPU_ROWS_MIN_PIXELS
+        rows = large and geometry.stride == 1
+        dense = ("conv", "rows") if geometry.groups == 1 else ("dense", "dense_rows")
+        name = dense[rows]
+    return PassLowerings(name, name, name)
+
+
+def _choose_for_gpu(shape: tuple, kernel_size: int, geometry: _Geometry) -> PassLowerings:
+    """The library's convolutions, but for a single pixel, where they take several kernels each."""
+    single = kernel_size == 1 and geometry.groups == 1 and shape[1] == 1 and shape[2] == 1
+    name = "product" if single else "conv"
+    return PassLowerings(name, name, name)
+
+
+_DEFAULTS = {"cpu": _choose_for_cpu, "tpu": _choose_for_tpu, "default": _choose_for_gpu}
 
 
 def _conv(x: Array, kernel: Array, geometry: _Geometry) -> Array:
@@ -115,45 +203,57 @@ def _conv(x: Array, kernel: Array, geometry: _Geometry) -> Array:
     )
 
 
-def _conv_gradients(x: Array, kernel: Array, dy: Array, geometry: _Geometry) -> tuple[Array, Array]:
-    return jax.vjp(functools.partial(_conv, geometry=geometry), x, kernel)[1](dy)
+def _product(x: Array, kernel: Array, geometry: _Geometry) -> Array:
+    x = x[:, :: geometry.stride, :: geometry.stride]
+    return jnp.einsum("bhwc,co->bhwo", x, kernel[0, 0])
 
 
-def _matmul(x: Array, kernel: Array, geometry: _Geometry) -> Array:
-    if geometry.groups > 1:
-        pixels = x.shape[0] * -(-x.shape[1] // geometry.stride) * -(-x.shape[2] // geometry.stride)
-        # A batch or size that `jax.export` leaves open is no number.
-        few = isinstance(pixels, int) and pixels <= _ROWS_MAX_PIXELS
-        return (_rows_conv if few else _split_conv)(x, kernel, geometry)
-    if kernel.shape[0] == 1:
-        x = x[:, :: geometry.stride, :: geometry.stride]
-        return jnp.einsum("bhwc,co->bhwo", x, kernel[0, 0])
-    return _conv(x, kernel, geometry)
-
-
-def _matmul_gradients(
-    x: Array, kernel: Array, dy: Array, geometry: _Geometry
-) -> tuple[Array, Array]:
-    if geometry.groups > 1:
-        return jax.vjp(functools.partial(_rows_conv, geometry=geometry), x, kernel)[1](dy)
-    dx, dkernel = _conv_gradients(x, kernel, dy, geometry)
-    if kernel.shape[0] == 1:
-        (dx,) = jax.vjp(lambda x: _matmul(x, kernel, geometry), x)[1](dy)
-        x = x[:, :: geometry.stride, :: geometry.stride]
-        # As [O, C] and not [C, O]: up to 4 times faster, the sum over the pixels being long.
-        dkernel = (dy.reshape(-1, dy.shape[3]).T @ x.reshape(-1, x.shape[3])).T[None, None]
-    elif geometry.stride == 1:
-        (dkernel,) = jax.vjp(lambda kernel: _rows_conv(x, kernel, geometry), kernel)[1](dy)
-    return dx, dkernel
+def _merged_conv(x: Array, kernel: Array, geometry: _Geometry, *, max_channels: int) -> Array:
+    """Merges as many neighbouring groups as divide all and keep within the limit."""
+    most = max(max_channels // kernel.shape[2], 1)
+    size = max(n for n in range(1, min(most, geometry.groups) + 1) if geometry.groups % n == 0)
+    merged = dataclasses.replace(geometry, groups=geometry.groups // size)
+    return _conv(x, _merge_groups(kernel, geometry.groups, size), merged)
 
 
 def _split_conv(x: Array, kernel: Array, geometry: _Geometry) -> Array:
     """Convolves each group by itself: no gathered copies, but a longer compilation."""
-    dense = dataclasses.replace(geometry, groups=1)
-    pairs = zip(
-        jnp.split(x, geometry.groups, -1), jnp.split(kernel, geometry.groups, -1), strict=True
+    return _chunked_conv(x, kernel, geometry, geometry.groups, _conv)
+
+
+def _dense_conv(x: Array, kernel: Array, geometry: _Geometry, *, conv: Callable) -> Array:
+    """Convolves chunks of groups as dense ones, of about the same size."""
+    groups_per_chunk = max(_TPU_CHANNELS // kernel.shape[2], 1)
+    return _chunked_conv(x, kernel, geometry, -(-geometry.groups // groups_per_chunk), conv)
+
+
+def _chunked_conv(
+    x: Array, kernel: Array, geometry: _Geometry, num_chunks: int, conv: Callable
+) -> Array:
+    groups, group_width = geometry.groups, kernel.shape[2]
+    group_features = kernel.shape[3] // groups
+    ends = [groups * (chunk + 1) // num_chunks for chunk in range(num_chunks)]
+    parts = zip(
+        jnp.split(x, [end * group_width for end in ends[:-1]], -1),
+        jnp.split(kernel, [end * group_features for end in ends[:-1]], -1),
+        strict=True,
     )
-    return jnp.concatenate([_conv(*pair, dense) for pair in pairs], -1)
+    dense = dataclasses.replace(geometry, groups=1)
+    outputs = []
+    for x_part, kernel_part in parts:
+        size = x_part.shape[3] // group_width
+        outputs.append(conv(x_part, _merge_groups(kernel_part, size, size), dense))
+    return jnp.concatenate(outputs, -1)
+
+
+def _merge_groups(kernel: Array, groups: int, size: int) -> Array:
+    """The kernel [k, k, size * C / groups, O] of as many neighbouring groups in one, else zero."""
+    if size == 1:
+        return kernel
+    *taps, group_width, features = kernel.shape
+    kernel = kernel.reshape(*taps, 1, group_width, groups // size, size, features // groups)
+    same_group = jnp.eye(size, dtype=bool).reshape(size, 1, 1, size, 1)
+    return jnp.where(same_group, kernel, 0).reshape(*taps, size * group_width, features)
 
 
 def _rows_conv(x: Array, kernel: Array, geometry: _Geometry) -> Array:
@@ -200,3 +300,15 @@ def _shift(x: Array, axis: int, offset: int, size: int, stride: int = 1) -> Arra
     padding[axis] = (-offset, high, 0)
     x = lax.pad(x, jnp.zeros((), x.dtype), padding)
     return lax.slice_in_dim(x, 0, None, stride, axis)
+
+
+_FORMS = {
+    "conv": _conv,
+    "product": _product,
+    "rows": _rows_conv,
+    "split": _split_conv,
+    "dense": functools.partial(_dense_conv, conv=_conv),
+    "dense_rows": functools.partial(_dense_conv, conv=_rows_conv),
+    "merged_64": functools.partial(_merged_conv, max_channels=64),
+    "merged_128": functools.partial(_merged_conv, max_channels=128),
+}

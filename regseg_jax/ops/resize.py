@@ -23,15 +23,18 @@ def upsample_bilinear(x: Array, size: tuple[int, int], *, align_corners: bool = 
         if factor == 1 and remainder == 0:
             continue
         if remainder == 0 and not align_corners:
-            x = _upsample_by_integer(x, axis, factor)
+            x = upsample_by_integer(x, axis, factor)
         else:
-            weights = _interpolation_matrix(x.shape[axis], length, align_corners)
+            weights = interpolation_matrix(x.shape[axis], length, align_corners)
             x = _apply_along(x, axis, weights)
     return x
 
 
-def _upsample_by_integer(x: Array, axis: int, factor: int) -> Array:
-    """Each output phase is a fixed mix of two neighbours: slices and an interleave."""
+def upsample_by_integer(x: Array, axis: int, factor: int) -> Array:
+    """Bilinear along one axis of any array, to a multiple of its length.
+
+    Each output phase is a fixed mix of two neighbours: slices and an interleave.
+    """
     length = x.shape[axis]
     first = lax.slice_in_dim(x, 0, 1, axis=axis)
     last = lax.slice_in_dim(x, length - 1, length, axis=axis)
@@ -52,7 +55,7 @@ def _upsample_by_integer(x: Array, axis: int, factor: int) -> Array:
     return interleaved.reshape((*x.shape[:axis], length * factor, *x.shape[axis + 1 :]))
 
 
-def _interpolation_matrix(in_length: int, out_length: int, align_corners: bool) -> np.ndarray:
+def interpolation_matrix(in_length: int, out_length: int, align_corners: bool) -> np.ndarray:
     """The f64[out_length, in_length] matrix of linear interpolation along one axis."""
     out = np.arange(out_length)
     if align_corners:

@@ -1,6 +1,7 @@
 import jax.numpy as jnp
 
 from regseg_jax.benchmark.convolutions import (
+    LOWERINGS,
     PASSES,
     GroupedConv,
     format_records,
@@ -8,7 +9,6 @@ from regseg_jax.benchmark.convolutions import (
     measure,
 )
 from regseg_jax.models import variants
-from regseg_jax.ops.conv import LOWERINGS
 
 
 def test_the_convolutions_of_exp48():

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -215,6 +217,49 @@ def test_batch_norm_is_synchronised_over_the_mesh():
         *map(jax.tree.leaves, (first_step(sharded), first_step(x))), strict=True
     ):
         np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("check_vma", [False, True])
+def test_batch_norm_over_a_mapped_axis_equals_the_whole_batchs_with_gradients(check_vma):
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+    variables, _ = _batch_norm_pair(3)
+    x = 2 + 3 * _random(8, 2, 2, 3) + np.arange(8).reshape(8, 1, 1, 1)
+    targets = _random(8, 2, 2, 3, seed=1)
+
+    def loss_fn(layer, params, x, targets):
+        y, updates = layer.apply(
+            {**variables, "params": params}, x, train=True, mutable=["batch_stats"]
+        )
+        return (y * targets).sum(), updates["batch_stats"]
+
+    def compute(layer, *inputs):
+        return jax.value_and_grad(functools.partial(loss_fn, layer), argnums=(0, 1), has_aux=True)(
+            *inputs
+        )
+
+    def compute_shard(params, x, targets):
+        # Gradients of a shard's own loss, summed here.
+        params = jax.lax.pcast(params, "data", to="varying") if check_vma else params
+        layer = BatchNorm(jnp.float64, axis_name="data")
+        (loss, updates), (d_params, d_x) = compute(layer, params, x, targets)
+        loss, d_params = jax.lax.psum((loss, d_params), "data")
+        return (loss, updates), (d_params, d_x)
+
+    replicated, sharded = PartitionSpec(), PartitionSpec("data")
+    sharded_compute = jax.shard_map(
+        compute_shard,
+        mesh=mesh,
+        in_specs=(replicated, sharded, sharded),
+        out_specs=(replicated, (replicated, sharded)),
+        check_vma=check_vma,
+    )
+    with jax.enable_x64(True):
+        inputs = (variables["params"], x, targets)
+        inputs = jax.tree.map(jnp.asarray, inputs)
+        actual = jax.jit(sharded_compute)(*inputs)
+        expected = compute(BatchNorm(jnp.float64), *inputs)
+    for a, e in zip(*map(jax.tree.leaves, (actual, expected)), strict=True):
+        np.testing.assert_allclose(a, e, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("use_relu", [False, True])

@@ -5,7 +5,14 @@ from jax import lax
 from jax import numpy as jnp
 
 from regseg_jax.ops import conv
-from regseg_jax.ops.conv import LOWERINGS, grouped_conv
+from regseg_jax.ops.conv import grouped_conv
+from regseg_jax.ops.lowerings import (
+    ConvGeometry,
+    LoweringTable,
+    PassLowerings,
+    applicable_lowerings,
+    use_lowerings,
+)
 
 # (height, width), channels, features, kernel size, stride, dilation rate, groups
 CASES = {
@@ -14,6 +21,7 @@ CASES = {
     "dense": ((9, 8), 6, 4, 3, 1, 3, 1),
     "dense, stride 2": ((9, 8), 3, 4, 3, 2, 1, 1),
     "rate 1": ((7, 10), 16, 24, 3, 1, 1, 8),
+    "more channels than a chunk": ((5, 6), 168, 168, 3, 1, 2, 7),
     "rate 4": ((9, 8), 16, 16, 3, 1, 4, 8),
     "rate 14": ((16, 15), 8, 8, 3, 1, 14, 2),
     "rate as high as the map": ((12, 9), 8, 8, 3, 1, 12, 2),
@@ -70,7 +78,14 @@ def _reference(case, x, kernel, dy=None):
 
 @pytest.mark.parametrize(
     ("name", "lowering"),
-    [(name, "matmul") for name in CASES] + [("rate 4", "conv"), ("rate 4", None)],
+    [
+        (name, lowering)
+        for name, (*_, size, _stride, _rate, groups) in CASES.items()
+        for lowering in (*applicable_lowerings(size, groups), None)
+        # The library's own grouped gradients are slow on CPUs: one case of them is enough.
+        if not (lowering == "conv" and groups > 1)
+    ]
+    + [("rate 4", "conv")],
 )
 def test_value_and_both_gradients_equal_the_definition(name, lowering):
     case = CASES[name]
@@ -91,7 +106,8 @@ def test_value_and_both_gradients_equal_the_definition(name, lowering):
 def test_half_precision_keeps_its_dtype_and_stays_close(name, dtype):
     case = CASES[name]
     x, kernel = _inputs(case, dtype)
-    for lowering in LOWERINGS:
+    *_, size, _stride, _rate, groups = case
+    for lowering in applicable_lowerings(size, groups):
         y, vjp = jax.vjp(jax.jit(_function(case, lowering)), x, kernel)
         dx, dkernel = vjp(jnp.ones_like(y))
         assert y.dtype == dx.dtype == dkernel.dtype == dtype
@@ -111,12 +127,43 @@ def test_vmap_equals_a_loop():
         np.testing.assert_allclose(m[1], e, rtol=1e-4, atol=1e-3)
 
 
-@pytest.mark.parametrize(("platform", "convolutions"), [("cpu", 0), ("cuda", 1)])
-def test_the_compiled_platform_chooses_the_lowering(platform, convolutions):
-    case = CASES["rate 4"]
+def _export(case, platform):
     exported = jax.export.export(jax.jit(_function(case, None)), platforms=[platform])
-    text = exported(*_inputs(case)).mlir_module()
-    assert text.count("stablehlo.convolution") == convolutions
+    return exported(*_inputs(case)).mlir_module()
+
+
+@pytest.mark.parametrize(
+    ("platform", "operations"),
+    [
+        ("cpu", ["stablehlo.dot_general"]),
+        ("cuda", ["stablehlo.convolution", "feature_group_count = 8"]),
+        ("tpu", ["stablehlo.convolution", "feature_group_count = 1"]),
+    ],
+)
+def test_the_compiled_platform_chooses_the_lowering(platform, operations):
+    text = _export(CASES["rate 4"], platform)
+    assert [text.count(operation) for operation in operations] == [1] * len(operations)
+    assert text.count("stablehlo.convolution") == operations.count("stablehlo.convolution")
+
+
+def test_a_table_overrides_the_platform_and_jit_traces_again():
+    case = CASES["rate 4"]
+    (height, width), channels, features, size, stride, rate, groups = case
+    sizes = (size, stride, rate, groups, channels, features, height, width)
+    choice = PassLowerings("merged_64", "conv", "rows")
+    table = LoweringTable("here", ((ConvGeometry(*sizes), choice),))
+    function = jax.jit(_function(case, None))
+    x, kernel = _inputs(case)
+    before = function.lower(x, kernel).as_text()
+    with use_lowerings(table):
+        text = function.lower(x, kernel).as_text()
+        gradients = jax.jit(lambda x, kernel: jax.vjp(function, x, kernel)[1](x)).lower(x, kernel)
+        other = jax.jit(_function(CASES["rate 1"], None)).lower(*_inputs(CASES["rate 1"]))
+    assert "stablehlo.convolution" not in before
+    assert "feature_group_count = 1" in text  # 16 channels make one group of at most 64
+    assert gradients.as_text().count("feature_group_count = 8") == 1  # of the input alone
+    assert "stablehlo.convolution" not in other.as_text()
+    assert function.lower(x, kernel).as_text() == before
 
 
 def test_only_taps_that_reach_the_map_are_multiplied():

@@ -4,7 +4,6 @@ import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array
 from jax.typing import DTypeLike
@@ -32,7 +31,7 @@ def fold_batch_norm(variables: dict[str, Any], dtype: DTypeLike) -> dict[str, An
     """
     params, stats = flatten_dict(variables["params"]), flatten_dict(variables["batch_stats"])
     folded = dict(params)
-    for *path, name in {path[:-1] for path in stats}:
+    for *path, name in sorted({path[:-1] for path in stats}):
         norm, conv = (*path, name), (*path, name.replace("bn", "conv"))
         multiplier = params[*norm, "scale"] * jax.lax.rsqrt(
             stats[*norm, "var"] + BATCH_NORM_EPSILON

@@ -1,0 +1,112 @@
+"""Batch norm in training, optionally with ReLU, as one function with a gradient of its own.
+
+JAX's own gradient keeps several copies of the input in float32 and sums four times. Here each
+direction reads its inputs once for a pair of sums and once for the result, and all that is kept
+for the gradient is the input in its own dtype and a few vectors.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+
+def batch_norm(
+    x: Array,
+    scale: Array,
+    bias: Array,
+    shift: Array,
+    *,
+    epsilon: float,
+    use_relu: bool = False,
+    axis_name: str | None = None,
+) -> tuple[Array, Array, Array]:
+    """Normalises by the statistics of all axes but the last.
+
+    Differentiable once, in reverse mode; the statistics returned are constants. Inside
+    `jax.shard_map` the gradients of scale and bias are those of the shard at hand, for the caller
+    to sum (with `check_vma`, make the parameters vary over the axis by `lax.pcast`).
+
+    Args:
+      x: [..., C] of any float dtype.
+      scale: f32[C]; float64 where x is, like the other vectors.
+      bias: f32[C].
+      shift: f32[C], near the mean: the sums are of x - shift, so that mean square minus squared
+        mean cancels little. The running mean is good, and the result depends on it by rounding
+        only.
+      epsilon: is added to the variance.
+      use_relu: whether negative results become 0.
+      axis_name: a mapped axis to take the statistics over too, by one `lax.psum` each way.
+
+    Returns:
+      The result of x's shape and dtype, and the mean f32[C] and the unbiased variance f32[C].
+    """
+    return _batch_norm(x, scale, bias, shift, epsilon, use_relu, axis_name)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def _batch_norm(x, scale, bias, shift, epsilon, use_relu, axis_name):
+    return _forward(x, scale, bias, shift, epsilon, use_relu, axis_name)[0]
+
+
+def _forward(x, scale, bias, shift, epsilon, use_relu, axis_name):
+    shifted = _widen(x) - shift
+    sums = _sum_pixels(shifted, jnp.square(shifted))
+    count = _count_pixels(x, axis_name)
+    shifted_mean, mean_square = (total / count for total in _sum_devices(sums, axis_name))
+    mean = shift + shifted_mean
+    var = jnp.maximum(mean_square - jnp.square(shifted_mean), 0)
+
+    inverse_std = lax.rsqrt(var + epsilon)
+    y = _affine(x, scale * inverse_std, bias, mean)
+    y = jnp.maximum(y, 0) if use_relu else y
+    unbiased_var = var * (count / max(count - 1, 1))
+    return (y.astype(x.dtype), mean, unbiased_var), (x, scale, bias, mean, inverse_std)
+
+
+def _backward(epsilon, use_relu, axis_name, residuals, cotangents):
+    x, scale, bias, mean, inverse_std = residuals
+    dy = _widen(cotangents[0])
+    if use_relu:
+        dy = jnp.where(_affine(x, scale * inverse_std, bias, mean) > 0, dy, 0)
+    normalised = (_widen(x) - mean) * inverse_std
+    dbias, dscale = sums = _sum_pixels(dy, dy * normalised)
+    count = _count_pixels(x, axis_name)
+    mean_dy, mean_product = (total / count for total in _sum_devices(sums, axis_name))
+    dx = (scale * inverse_std) * (dy - mean_dy - normalised * mean_product)
+    return dx.astype(x.dtype), dscale.astype(scale.dtype), dbias.astype(bias.dtype), None
+
+
+_batch_norm.defvjp(_forward, _backward)
+
+
+def _affine(x: Array, multiplier: Array, bias: Array, mean: Array) -> Array:
+    return _widen(x) * multiplier + (bias - mean * multiplier)
+
+
+def _widen(x: Array) -> Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _sum_pixels(x: Array, y: Array) -> tuple[Array, Array]:
+    """Sums each over all axes but the last."""
+    axes = tuple(range(x.ndim - 1))
+
+    def sum_together(x: Array, y: Array) -> tuple[Array, Array]:
+        zero = jnp.zeros((), x.dtype)
+        return lax.reduce((x, y), (zero, zero), lambda a, b: (a[0] + b[0], a[1] + b[1]), axes)
+
+    def sum_apart(x: Array, y: Array) -> tuple[Array, Array]:
+        return x.sum(axes), y.sum(axes)
+
+    # One reduction of a pair is one kernel less on GPUs, where reductions have two stages.
+    return lax.platform_dependent(x, y, cuda=sum_together, default=sum_apart)
+
+
+def _sum_devices(sums: tuple[Array, Array], axis_name: str | None) -> tuple[Array, Array]:
+    return lax.psum(sums, axis_name) if axis_name else sums
+
+
+def _count_pixels(x: Array, axis_name: str | None) -> int:
+    return x.size // x.shape[-1] * (lax.axis_size(axis_name) if axis_name else 1)

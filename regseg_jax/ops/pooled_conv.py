@@ -1,0 +1,59 @@
+"""The 1x1 convolution of 2x2 averages, as in the shortcut of a strided D block."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from regseg_jax.ops.conv import grouped_conv
+from regseg_jax.ops.resize import average_pool_2x2
+
+
+@jax.custom_vjp
+def pooled_conv(x: Array, kernel: Array) -> Array:
+    """Averages 2x2 pixels by `average_pool_2x2` and convolves the averages.
+
+    Differentiable once, in reverse mode.
+
+    Args:
+      x: feature maps [B, H, W, C] of any float dtype and any H and W.
+      kernel: weights [1, 1, C, O] of the same dtype.
+
+    Returns:
+      Feature maps [B, ceil(H / 2), ceil(W / 2), O] of x's dtype.
+    """
+    return lax.platform_dependent(x, kernel, tpu=_convolve_windows, default=_pool_and_convolve)
+
+
+def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return pooled_conv(x, kernel), (x, kernel)
+
+
+# As in `ops.conv`: each direction chooses the platform, so that no form keeps what another needs.
+def _backward(inputs: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    def gradients_of(form: Callable[[Array, Array], Array]) -> Callable:
+        return lambda x, kernel, dy: jax.vjp(form, x, kernel)[1](dy)
+
+    tpu, default = gradients_of(_convolve_windows), gradients_of(_pool_and_convolve)
+    return lax.platform_dependent(*inputs, dy, tpu=tpu, default=default)
+
+
+pooled_conv.defvjp(_forward, _backward)
+
+
+def _pool_and_convolve(x: Array, kernel: Array) -> Array:
+    return grouped_conv(average_pool_2x2(x), kernel)
+
+
+def _convolve_windows(x: Array, kernel: Array) -> Array:
+    """One 2x2 convolution, for moving pixels is slow on TPUs."""
+    if not (x.shape[1] % 2 == 0 and x.shape[2] % 2 == 0):  # sizes that export leaves open too
+        return _pool_and_convolve(x, kernel)
+    return lax.conv_general_dilated(
+        x,
+        jnp.tile(kernel / 4, (2, 2, 1, 1)),
+        window_strides=(2, 2),
+        padding="VALID",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )

@@ -1,0 +1,105 @@
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from regseg_jax.ops import upsampled_loss
+from regseg_jax.ops.resize import upsample_bilinear
+from regseg_jax.ops.upsampled_loss import upsampled_argmax, upsampled_pixel_losses
+from regseg_jax.training.losses import compute_pixel_losses
+
+# The logits' size, then the labels'. The last ones are not multiples and take the ordinary way.
+SIZES = {
+    "4": ((3, 5), (12, 20)),
+    "8": ((3, 2), (24, 16)),
+    "one row": ((1, 4), (4, 16)),
+    "3 and 1": ((4, 3), (12, 3)),
+    "odd": ((3, 5), (11, 18)),
+}
+
+
+def _inputs(name, dtype=np.float64):
+    (height, width), size = SIZES[name]
+    rng = np.random.default_rng(0)
+    logits = 5 * rng.standard_normal((2, height, width, 6))
+    labels = rng.integers(0, 7, (2, *size), dtype=np.int32)
+    return jnp.asarray(logits, dtype), np.where(labels == 6, 255, labels)
+
+
+def _upsample_and_compute(logits, labels):
+    return compute_pixel_losses(upsample_bilinear(logits, labels.shape[1:3]), labels)
+
+
+def _value_and_gradient(compute_losses):
+    """Of (logits, labels, the losses' cotangents)."""
+
+    @jax.jit
+    def compute(logits, labels, dlosses):
+        losses, vjp = jax.vjp(lambda logits: compute_losses(logits, labels), logits)
+        return losses, vjp(dlosses)[0]
+
+    return compute
+
+
+@pytest.mark.parametrize("form", [None, "_multiply_columns"])
+@pytest.mark.parametrize("name", SIZES)
+def test_losses_and_gradient_equal_those_of_the_upsampled_logits(name, form, monkeypatch):
+    if form:  # the form of TPUs
+        monkeypatch.setattr(upsampled_loss, "_interleave_columns", getattr(upsampled_loss, form))
+    with jax.enable_x64(True):
+        logits, labels = _inputs(name)
+        inputs = logits, labels, np.cos(np.arange(labels.size)).reshape(labels.shape)
+        losses, gradient = _value_and_gradient(upsampled_pixel_losses)(*inputs)
+        expected, expected_gradient = _value_and_gradient(_upsample_and_compute)(*inputs)
+    np.testing.assert_allclose(losses, expected, rtol=1e-13, atol=1e-13)
+    np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-12, atol=1e-13)
+    assert (np.asarray(losses)[labels == 255] == 0).all()
+
+
+@pytest.mark.parametrize("form", ["_interleave_columns", "_multiply_columns"])
+def test_half_precision_logits_are_interpolated_in_float32(form, monkeypatch):
+    monkeypatch.setattr(upsampled_loss, "_interleave_columns", getattr(upsampled_loss, form))
+    logits, labels = _inputs("4", jnp.bfloat16)
+    inputs = labels, np.ones(labels.shape, np.float32)
+    losses, gradient = _value_and_gradient(upsampled_pixel_losses)(logits, *inputs)
+    wide = logits.astype(jnp.float32)
+    expected, expected_gradient = _value_and_gradient(_upsample_and_compute)(wide, *inputs)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5, atol=1e-5)
+    assert gradient.dtype == jnp.bfloat16
+    np.testing.assert_allclose(gradient.astype(np.float32), expected_gradient, rtol=0.01, atol=0.01)
+
+
+def test_far_logits_do_not_overflow():
+    labels = np.zeros((1, 8, 4), np.int32)
+    logits = jnp.zeros((1, 2, 1, 3)).at[0, 0, 0, 0].set(-3e4).at[0, 1, 0, 1].set(3e4)
+    losses = upsampled_pixel_losses(logits, labels)
+    np.testing.assert_allclose(losses, _upsample_and_compute(logits, labels), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_classes_equal_those_of_the_upsampled_logits(name):
+    logits, labels = _inputs(name, np.float32)
+    classes = jax.jit(lambda x: upsampled_argmax(x, labels.shape[1:3]))(logits)
+    assert classes.dtype == jnp.int32
+    expected = upsample_bilinear(logits, labels.shape[1:3]).argmax(-1)
+    np.testing.assert_array_equal(classes, expected)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+def test_no_array_is_as_large_as_the_upsampled_logits(platform):
+    logits, labels = _inputs("4", np.float32)
+
+    def loss_fn(logits):
+        losses = upsampled_pixel_losses(logits, labels).sum()
+        return losses, upsampled_argmax(logits, labels.shape[1:3])
+
+    gradient = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
+    text = jax.export.export(gradient, platforms=[platform])(logits).mlir_module()
+    assert f"tensor<2x6x3x{labels.shape[2]}xf32>" in text  # a strip
+    sizes = [
+        np.prod([int(side) for side in shape.split("x")])
+        for shape in set(re.findall(r"tensor<([\dx]+)xf32>", text))
+    ]
+    assert max(sizes) == labels.size * 6 / 4
