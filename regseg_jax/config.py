@@ -32,6 +32,7 @@ class Config:
     seed: int = 0
     precision: str = "float32"  # float32, bfloat16, or float16 with dynamic loss scaling
     global_batch_size: int = 8  # over all devices of all processes
+    batch_norm_per_device: bool = False  # statistics of a device's images, not of the batch's
     num_epochs: int = 1000
     ema_decay: float = 0.0  # above 0: weights averaged over the steps are evaluated as well
     log_every_steps: int = 10

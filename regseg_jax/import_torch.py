@@ -66,7 +66,7 @@ def import_torch(
         raise ValueError(
             f"{path} is a model of {count} classes, not {num_classes}; pass --num_classes={count}"
         )
-    tx, with_ema = create_run_optimizer(run_config), run_config.ema_decay > 0
+    tx, with_ema = create_run_optimizer(run_config, model, num_steps=1), run_config.ema_decay > 0
     create_state = jax.jit(functools.partial(start_from, model, tx, with_ema=with_ema))
     state = create_state(from_torch(state_dict, model))
 

@@ -76,7 +76,7 @@ LAYERS = {
         *("models.variants", "ops.resize"),
     },
     "models.field_of_view": {"models.variants"},
-    "training.losses": {"runtime.checks"},
+    "training.losses": {"ops.upsampled_loss", "runtime.checks"},
     "training.metrics": set(),
 }
 

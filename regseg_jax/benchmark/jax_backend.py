@@ -20,6 +20,7 @@ from regseg_jax.config import PRECISIONS
 from regseg_jax.models.folding import fold_batch_norm
 from regseg_jax.training.losses import cross_entropy
 from regseg_jax.training.optimizer import create_optimizer
+from regseg_jax.training.sharding import single_device_mesh
 from regseg_jax.training.steps import create_train_step
 from regseg_jax.training.train_state import start_from
 
@@ -49,7 +50,10 @@ def _prepare_jax_inference(workload: Workload, variables: Any) -> Prepared:
 
 
 def _prepare_jax_train(workload: Workload, variables: Any) -> Prepared:
-    model, tx = workload.model, create_optimizer(weight_decay=1e-4)
+    def learning_rate_fn(step: jax.Array) -> jax.Array:
+        return jnp.float32(LEARNING_RATE)
+
+    model, tx = workload.model, create_optimizer(learning_rate_fn, weight_decay=1e-4)
     # Copies, for the step is given its state's memory.
     state = start_from(model, tx, jax.tree.map(jnp.array, variables))
     if state.dynamic_scale:
@@ -58,10 +62,11 @@ def _prepare_jax_train(workload: Workload, variables: Any) -> Prepared:
     train_step = create_train_step(
         model,
         tx,
-        learning_rate_fn=lambda step: jnp.float32(LEARNING_RATE),
+        learning_rate_fn,
         loss_fn=cross_entropy,
         augment_fn=lambda images, labels, rng: (images, labels),
         rng=jax.random.key(0),
+        mesh=single_device_mesh(),
     )
     start = time.perf_counter()
     train_step = jax.jit(train_step, donate_argnums=0).lower(state, batch).compile()

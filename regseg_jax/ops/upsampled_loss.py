@@ -7,8 +7,8 @@ fixed mix of two neighbouring strips, and only what is left of it without the cl
 The gradient computes the strips again. The classes are not the minor axis, which TPUs pad to 128.
 
 A training step needs `model.clone(upsample=False)`, which returns logits of this kind, and
-`upsampled_pixel_losses(logits, labels)` in place of `training.losses.compute_pixel_losses`: the
-plain, weighted and bootstrapped losses are sums over its result. Inference needs
+`upsampled_pixel_losses(logits, labels)`: the plain, weighted and bootstrapped losses are sums over
+its result. Inference needs
 `upsampled_argmax(logits, size)`. Sizes that are no multiple of the logits' take the ordinary way.
 """
 

@@ -10,7 +10,6 @@ from regseg_jax.models.variants import get_variant
 from regseg_jax.search.rate_search import (
     RateSearch,
     create_search_model,
-    create_search_optimizer,
     searched_layers,
 )
 from regseg_jax.training.optimizer import Schedule, create_learning_rate_fn, create_optimizer
@@ -34,12 +33,6 @@ def create_run_model(config: Config) -> RegSeg:
             initial_rate=config.search.initial_rate,
         )
     return create_model(config.model, num_classes, config.dtype)
-
-
-def create_run_optimizer(config: Config) -> optax.GradientTransformation:
-    """The config's optimizer."""
-    tx = create_optimizer(config.optimizer.weight_decay, config.optimizer.momentum)
-    return create_search_optimizer(tx) if config.search.enabled else tx
 
 
 def create_run_learning_rate_fn(config: Config, num_steps: int) -> Schedule:
@@ -66,6 +59,18 @@ def create_rate_search(config: Config, model: RegSeg, num_steps: int) -> RateSea
         num_steps,
         config.search.tap_width,
     )
+
+
+def create_run_optimizer(
+    config: Config, model: RegSeg, num_steps: int
+) -> optax.GradientTransformationExtraArgs:
+    """The config's optimizer for a run of num_steps; its state does not depend on their number."""
+    learning_rate_fn = create_run_learning_rate_fn(config, num_steps)
+    tx = create_optimizer(
+        learning_rate_fn, config.optimizer.weight_decay, config.optimizer.momentum
+    )
+    rate_search = create_rate_search(config, model, num_steps)
+    return rate_search.create_optimizer(tx) if rate_search else tx
 
 
 def abstract_train_state(

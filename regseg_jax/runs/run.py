@@ -44,7 +44,7 @@ from regseg_jax.training.sharding import (
     replicate,
     replicated,
 )
-from regseg_jax.training.steps import AugmentFn, create_train_step, descend
+from regseg_jax.training.steps import AugmentFn, create_train_step
 from regseg_jax.training.train_state import TrainState, create_train_state, start_from
 
 TrainStep = Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]
@@ -82,7 +82,7 @@ class Run:
     sampler: Sampler
     mesh: Mesh
     model: RegSeg
-    tx: optax.GradientTransformation
+    tx: optax.GradientTransformationExtraArgs
     learning_rate_fn: Schedule
     rate_search: RateSearch | None
     augment_fn: AugmentFn
@@ -135,7 +135,7 @@ class Run:
             sampler=sampler,
             mesh=mesh,
             model=model,
-            tx=create_run_optimizer(config),
+            tx=create_run_optimizer(config, model, num_steps),
             learning_rate_fn=create_run_learning_rate_fn(config, num_steps),
             rate_search=create_rate_search(config, model, num_steps),
             augment_fn=functools.partial(augment, config=config.augment),
@@ -190,8 +190,9 @@ class Run:
                 create_loss_fn(self.config.loss, pixels),
                 self.augment_fn,
                 self.step_rng,
-                apply_update=self.rate_search.apply_update if self.rate_search else descend,
+                self.mesh,
                 ema_decay=self.config.ema_decay,
+                batch_norm_per_device=self.config.batch_norm_per_device,
             ),
             donate_argnums=0,
             out_shardings=replicated(self.mesh),

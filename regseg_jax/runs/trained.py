@@ -53,7 +53,7 @@ def load_run(workdir: str | os.PathLike) -> TrainedRun:
     step = checkpoints.best_step()
     if step is None:
         raise ValueError(f"{workdir} holds no finished checkpoint yet; train for longer")
-    tx = create_run_optimizer(config)
+    tx = create_run_optimizer(config, model, num_steps=1)
     like = abstract_train_state(model, tx, with_ema=config.ema_decay > 0)
     state = checkpoints.restore(step, like)
     checkpoints.close()

@@ -22,11 +22,12 @@ from regseg_jax.reports.tables import format_table
 from regseg_jax.runtime.command import run_command
 from regseg_jax.runtime.environment import describe_environment
 from regseg_jax.runtime.files import check_new, write_json
-from regseg_jax.search.rate_search import RateSearch, create_search_optimizer, searched_layers
+from regseg_jax.search.rate_search import RateSearch, searched_layers
 from regseg_jax.search.searched_conv import create_dilated_conv
 from regseg_jax.training.losses import cross_entropy
 from regseg_jax.training.optimizer import create_learning_rate_fn, create_optimizer
-from regseg_jax.training.steps import create_train_step, descend
+from regseg_jax.training.sharding import single_device_mesh
+from regseg_jax.training.steps import create_train_step
 from regseg_jax.training.train_state import create_train_state
 
 _NAMES = ("fixed", "searched")
@@ -41,20 +42,20 @@ def prepare_step(workload: Workload, *, searched: bool) -> tuple[Callable[[], No
     Returns:
       A function that takes a step and waits for it, and the seconds that compiling took.
     """
-    model, tx, apply_update = workload.model, create_optimizer(1e-4), descend
+    learning_rate_fn = create_learning_rate_fn(0.05, _NUM_STEPS, 0)
+    model, tx = workload.model, create_optimizer(learning_rate_fn, 1e-4)
     if searched:
         model = model.clone(dilated_conv=create_dilated_conv)
-        tx = create_search_optimizer(tx)
         layers = searched_layers(model.variant.backbone)
-        apply_update = RateSearch(layers, 0.05, 0, _NUM_STEPS, tap_width=4.0).apply_update
+        tx = RateSearch(layers, 0.05, 0, _NUM_STEPS, tap_width=4.0).create_optimizer(tx)
     step = create_train_step(
         model,
         tx,
-        create_learning_rate_fn(0.05, _NUM_STEPS, 0),
+        learning_rate_fn,
         cross_entropy,
         lambda images, labels, rng: (images, labels),
         jax.random.key(0),
-        apply_update=apply_update,
+        single_device_mesh(),
     )
     state = jax.jit(lambda rng: create_train_state(model, tx, rng))(jax.random.key(0))
     batch = {"image": jnp.array(workload.images), "label": jnp.array(workload.labels)}

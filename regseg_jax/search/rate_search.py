@@ -1,18 +1,18 @@
 """The search of dilation rates by gradient descent: what a training run does differently.
 
-The rates are parameters of the model, trained on the training loss together with the weights. They
-have an optimizer (Adam) and a learning rate of their own, stand still in a warm-up, are not
-decayed, and after each update are put back under the bound that leaves no gaps. The taps are wide
-at first and narrow as the rates move, for with narrow ones planted rates were not found: searches
+The dilation rates are parameters of the model, trained on the training loss together with the
+weights. They have an optimizer (Adam) and a learning rate of their own, stand still in a warm-up,
+are not decayed, and each update is projected onto the bounds that leave no gaps. The taps are wide
+at first and narrow as the rates move. With narrow taps planted rates were not found: searches
 stopped between whole rates, where interpolation blurs (results/search). A regulariser on cost or
 field of view was not tried. Paper, section 3; its code was never published, and the method is this
 project's own.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -25,8 +25,7 @@ from regseg_jax.models.field_of_view import LayerFieldOfView
 from regseg_jax.models.regseg import RegSeg
 from regseg_jax.runtime.checks import check_integer, check_number
 from regseg_jax.search.searched_conv import RATES, TAP_WIDTH, create_dilated_conv
-from regseg_jax.training.optimizer import create_learning_rate_fn
-from regseg_jax.training.steps import descend
+from regseg_jax.training.optimizer import create_learning_rate_fn, with_learning_rate
 
 Params = dict[str, Any]
 
@@ -100,21 +99,8 @@ def clamp_rates(rates: Array, first_field_of_view: int) -> Array:
     return jnp.stack(clamped)
 
 
-def create_search_optimizer(
-    weights_tx: optax.GradientTransformation,
-) -> optax.GradientTransformation:
-    """Adam's direction for the rates, none for the taps' widths, weights_tx for all else."""
-    transforms = {RATES: optax.scale_by_adam(), TAP_WIDTH: optax.set_to_zero()}
-
-    def label(params: Params) -> Params:
-        names = path_aware_map(lambda path, _: path[-1], params)
-        return jax.tree.map(lambda name: name if name in transforms else "weights", names)
-
-    return optax.partition({"weights": weights_tx, **transforms}, label)
-
-
 def compute_tap_width(initial: float, progress: ArrayLike) -> Array:
-    """The width of the taps after that share of the search: 1 from its middle on."""
+    """The width of the taps after that fraction of the search: 1 from its middle on."""
     return initial ** (1 - jnp.clip(2 * progress, 0, 1))
 
 
@@ -142,20 +128,48 @@ class RateSearch:
         decay = create_learning_rate_fn(self.learning_rate, moving_steps, 0, power=1.0)
         return jnp.where(step < self.warmup_steps, 0.0, decay(step - self.warmup_steps))
 
-    def apply_update(
-        self, params: Params, direction: Params, learning_rate: Array, step: Array
-    ) -> Params:
-        """`steps.descend` for the weights; for the rates, their own step and the bound."""
-        moved = flatten_dict(descend(params, direction, learning_rate, step))
-        rates = self.get_rates(params) - self.learning_rate_fn(step) * self.get_rates(direction)
-        rates = clamp_rates(rates, self.layers[0].field_of_view_before)
-        # A run starts with taps of 1; the first update, whose rates stand still, sets the width.
-        progress = (step - self.warmup_steps) / max(self.num_steps - self.warmup_steps, 1)
-        tap_width = compute_tap_width(self.tap_width, progress)
-        for layer, block in zip(self.layers, rates, strict=True):
-            moved[_path(layer, RATES)] = block
-            moved[_path(layer, TAP_WIDTH)] = tap_width
-        return unflatten_dict(moved)
+    def create_optimizer(
+        self, weights_tx: optax.GradientTransformation
+    ) -> optax.GradientTransformationExtraArgs:
+        """Adam for the rates, their schedule for the tap widths, weights_tx for all else.
+
+        Its `update` takes `step`, see `optimizer.with_learning_rate`.
+        """
+        transforms = {
+            "weights": weights_tx,
+            RATES: with_learning_rate(optax.scale_by_adam(), self.learning_rate_fn),
+            TAP_WIDTH: optax.set_to_zero(),
+        }
+
+        def label(path: tuple[str, ...], _: Any) -> str:
+            return path[-1] if path[-1] in transforms else "weights"
+
+        return self._project(optax.partition(transforms, functools.partial(path_aware_map, label)))
+
+    def _project(
+        self, tx: optax.GradientTransformationExtraArgs
+    ) -> optax.GradientTransformationExtraArgs:
+        """Changes tx's updates so that they end at clamped rates and the step's tap width."""
+
+        def update(
+            updates: Params, state: optax.OptState, params: Params, *, step: ArrayLike
+        ) -> tuple[Params, optax.OptState]:
+            updates, state = tx.update(updates, state, params, step=step)
+            rates = self.get_rates(optax.apply_updates(params, updates))
+            rates = clamp_rates(rates, self.layers[0].field_of_view_before)
+            # A run starts with taps of 1; the first update, whose rates stand still, widens them.
+            progress = (step - self.warmup_steps) / max(self.num_steps - self.warmup_steps, 1)
+            tap_width = compute_tap_width(self.tap_width, progress)
+            old, projected = flatten_dict(params), flatten_dict(updates)
+            for layer, block in zip(self.layers, rates, strict=True):
+                for path, new in (
+                    (_path(layer, RATES), block),
+                    (_path(layer, TAP_WIDTH), tap_width),
+                ):
+                    projected[path] = new - old[path]
+            return unflatten_dict(projected), state
+
+        return optax.GradientTransformationExtraArgs(tx.init, update)
 
     def get_rates(self, params: Params) -> Array:
         """The rates among the parameters: f32[blocks, branches]."""

@@ -133,7 +133,7 @@ class Evaluator:
         """
         mesh = create_mesh(config.batch_size, "eval.batch_size")
         eval_step = jax.jit(
-            create_eval_step(model, create_image_score_fn(model, config)),
+            create_eval_step(model, create_image_score_fn(model, config), mesh),
             out_shardings=(batch_sharded(mesh), replicated(mesh)),
         )
         return cls(eval_step, source, class_table, mesh, config, num_workers, model.dtype)

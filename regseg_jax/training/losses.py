@@ -1,13 +1,19 @@
-"""Pixel losses over the global batch; ignored pixels count nowhere."""
+"""Pixel losses over the global batch; ignored pixels count nowhere.
+
+The logits may be smaller than the labels by a whole factor, as decoders make them: see
+`ops.upsampled_loss`. Inside `jax.shard_map` the arrays are one device's shard: there `axis_name`
+is the mapped axis whose devices hold the global batch, and each sum over pixels is one over devices
+too.
+"""
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
+from regseg_jax.ops.upsampled_loss import upsampled_pixel_losses
 from regseg_jax.runtime.checks import check_fraction, check_number, check_one_of
 
 LOSSES = ("cross_entropy", "bootstrapped_cross_entropy")
@@ -28,31 +34,33 @@ class LossConfig:
         check_number("loss.min_pixel_share", self.min_pixel_share, above=0)
 
 
-def compute_pixel_losses(logits: Array, labels: Array, ignore_label: int = 255) -> Array:
-    """Cross-entropy of each pixel.
-
-    Args:
-      logits: f32[B, H, W, num_classes].
-      labels: i32[B, H, W], in [0, num_classes) or ignore_label.
-
-    Returns:
-      f32[B, H, W], non-negative, 0 where the label is ignored.
-    """
-    # A one-hot product instead of an indexed read: its gradient needs no scatter.
-    is_label = labels[..., None] == jnp.arange(logits.shape[-1])
-    label_logits = jnp.where(is_label, logits, 0).sum(-1)
-    losses = jax.nn.logsumexp(logits, axis=-1) - label_logits
-    return jnp.where(labels == ignore_label, 0, losses)
-
-
-def cross_entropy(logits: Array, labels: Array, ignore_label: int = 255) -> Array:
+def cross_entropy(
+    logits: Array,
+    labels: Array,
+    ignore_label: int = 255,
+    *,
+    class_weights: Sequence[float] | None = None,
+    axis_name: str | None = None,
+) -> Array:
     """Mean cross-entropy over the pixels that are not ignored; 0 if all are.
 
-    PyTorch's loss is NaN where every pixel is ignored.
+    As `torch.nn.CrossEntropyLoss(weight=class_weights, ignore_index=ignore_label)`, which is NaN
+    where every pixel is ignored.
+
+    Args:
+      logits: [B, h, w, num_classes] of any float dtype.
+      labels: i32[B, H, W].
+      ignore_label: its pixels count nowhere.
+      class_weights: of each class, in the mean over pixels; None: 1.
+      axis_name: see above.
     """
-    losses = compute_pixel_losses(logits, labels, ignore_label)
-    count = (labels != ignore_label).sum()
-    return losses.sum() / jnp.maximum(count, 1)
+    losses = upsampled_pixel_losses(logits, labels, ignore_label)
+    if class_weights is None:
+        total, weight = losses.sum(), (labels != ignore_label).sum().astype(losses.dtype)
+    else:
+        weights = _weigh_pixels(labels, class_weights, losses.dtype)
+        total, weight = (weights * losses).sum(), weights.sum()
+    return _divide_sums(total, weight, axis_name)
 
 
 def bootstrapped_cross_entropy(
@@ -61,6 +69,9 @@ def bootstrapped_cross_entropy(
     min_pixels: int,
     threshold: float = 0.3,
     ignore_label: int = 255,
+    *,
+    class_weights: Sequence[float] | None = None,
+    axis_name: str | None = None,
 ) -> Array:
     """Mean over the hard pixels: those of a loss above the threshold, or the largest ones.
 
@@ -68,48 +79,69 @@ def bootstrapped_cross_entropy(
     author's loss for the Cityscapes test submission). Ties at the boundary share the gradient.
 
     Args:
-      logits: f32[B, H, W, num_classes].
+      logits: [B, h, w, num_classes] of any float dtype.
       labels: i32[B, H, W].
-      min_pixels: K, in [1, B * H * W].
+      min_pixels: K, of the global batch, in [1, its number of pixels].
       threshold: of a pixel's loss.
       ignore_label: its pixels have a loss of 0.
+      class_weights: each pixel's loss is multiplied by its class's weight first; None: 1.
+      axis_name: see above.
     """
-    losses = compute_pixel_losses(logits, labels, ignore_label)
-    constant = jax.lax.stop_gradient(losses)
-    above = constant > threshold
-    kth = _kth_largest(constant, min_pixels)
-    larger, equal = constant > kth, constant == kth
-    share = (min_pixels - larger.sum()) / jnp.maximum(equal.sum(), 1)
-    largest = jnp.where(larger, 1, jnp.where(equal, share, 0))
-    weights = jnp.where(above.sum() > min_pixels, above, largest)
-    return (weights * losses).sum() / jnp.maximum(weights.sum(), 1)
+    losses = upsampled_pixel_losses(logits, labels, ignore_label)
+    if class_weights is not None:
+        losses *= _weigh_pixels(labels, class_weights, losses.dtype)
+    constant = lax.stop_gradient(losses)
+    kth = _kth_largest(constant, min_pixels, axis_name)
+    above, larger, equal = constant > threshold, constant > kth, constant == kth
+    counts = above.sum(), larger.sum(), equal.sum()
+    num_above, num_larger, num_equal = lax.psum(counts, axis_name) if axis_name else counts
+    fraction = (min_pixels - num_larger) / jnp.maximum(num_equal, 1)  # of each pixel equal to kth
+    largest = jnp.where(larger, 1, jnp.where(equal, fraction, 0))
+    weights = jnp.where(num_above > min_pixels, above, largest)
+    return _divide_sums((weights * losses).sum(), weights.sum(), axis_name)
 
 
-def _kth_largest(x: Array, k: int) -> Array:
+def _weigh_pixels(labels: Array, class_weights: Sequence[float], dtype: jnp.dtype) -> Array:
+    """The weight of each pixel's class; 0 for labels of no class."""
+    is_label = labels[..., None] == jnp.arange(len(class_weights))
+    return jnp.where(is_label, jnp.array(class_weights, dtype), 0).sum(-1)
+
+
+def _divide_sums(total: Array, weight: Array, axis_name: str | None) -> Array:
+    """total / weight, both summed over devices; 0 where both are 0."""
+    if axis_name:
+        total, weight = lax.psum((total, weight), axis_name)
+    return total / jnp.where(weight > 0, weight, 1)
+
+
+def _kth_largest(x: Array, k: int, axis_name: str | None) -> Array:
     """The k-th largest of non-negative f32 values, exactly.
 
-    Bisects over the bit patterns, which are ordered as the values are: 31 counts, each a sum
-    over the sharded batch, where a sort would gather it on one device.
+    Finds its bit pattern, for those are ordered as the values are, four bits at a time from the
+    highest: 8 rounds of 15 counts, where a sort would gather the global batch on one device.
     """
-    bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.int32)
+    bits = lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
 
-    def halve(_, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = bounds  # count(bits >= low) >= k > count(bits >= high)
-        middle = low + (high - low) // 2
-        enough = (bits >= middle).sum() >= k
-        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+    def add_digit(i: Array, prefix: Array) -> Array:
+        unit = jnp.uint32(1) << (28 - 4 * i).astype(jnp.uint32)
+        candidates = prefix + jnp.arange(1, 16, dtype=jnp.uint32) * unit
+        counts = (bits[..., None] >= candidates).sum(range(bits.ndim))
+        counts = lax.psum(counts, axis_name) if axis_name else counts
+        return prefix + (counts >= k).sum(dtype=jnp.uint32) * unit
 
-    infinity = jnp.int32(0x7F800001)
-    low, _ = jax.lax.fori_loop(0, 31, halve, (jnp.int32(0), infinity))
-    return jax.lax.bitcast_convert_type(low, jnp.float32)
+    prefix = lax.fori_loop(0, 8, add_digit, jnp.uint32(0))
+    return lax.bitcast_convert_type(prefix, jnp.float32)
 
 
-def create_loss_fn(config: LossConfig, num_pixels: int) -> Callable[[Array, Array], Array]:
+def create_loss_fn(
+    config: LossConfig, num_pixels: int, class_weights: Sequence[float] | None = None
+) -> Callable[..., Array]:
     """The config's loss over a global batch of crops of so many pixels in all."""
     if config.name == "cross_entropy":
-        return cross_entropy
+        return functools.partial(cross_entropy, class_weights=class_weights)
     return functools.partial(
         bootstrapped_cross_entropy,
         min_pixels=max(1, int(num_pixels * config.min_pixel_share)),
         threshold=config.threshold,
+        class_weights=class_weights,
     )

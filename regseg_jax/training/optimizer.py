@@ -99,14 +99,40 @@ def decay_mask(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(decays, params)
 
 
-def create_optimizer(weight_decay: float, momentum: float = 0.9) -> optax.GradientTransformation:
-    """SGD's direction: the gradient with decay added, accumulated with momentum.
+def with_learning_rate(
+    tx: optax.GradientTransformation, learning_rate_fn: Schedule
+) -> optax.GradientTransformationExtraArgs:
+    """Scales tx's direction by minus the learning rate of the step, `update`'s argument `step`.
 
-    The learning rate is no part of it: the training step multiplies it in, from the step's
-    number, so that a step skipped under loss scaling does not delay the schedule (in PyTorch the
-    scheduler moves on too).
+    `optax.scale_by_schedule` counts its own calls instead. Here a step that is skipped under loss
+    scaling does not delay the schedule, as in PyTorch. The state is tx's alone, as in the
+    checkpoints of runs whose optimizer had no learning rate in it.
     """
-    return optax.chain(
+    tx = optax.with_extra_args_support(tx)
+
+    def update(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        *,
+        step: jax.typing.ArrayLike,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
+        direction, state = tx.update(updates, state, params, step=step, **extra_args)
+        return optax.tree.scale(-learning_rate_fn(step), direction), state
+
+    return optax.GradientTransformationExtraArgs(tx.init, update)
+
+
+def create_optimizer(
+    learning_rate_fn: Schedule, weight_decay: float, momentum: float = 0.9
+) -> optax.GradientTransformationExtraArgs:
+    """SGD as PyTorch's: weight decay added to the gradient, momentum, then the learning rate.
+
+    Its `update` takes `step`, see `with_learning_rate`.
+    """
+    sgd = optax.chain(
         optax.add_decayed_weights(weight_decay, mask=decay_mask),
         optax.trace(decay=momentum),
     )
+    return with_learning_rate(sgd, learning_rate_fn)

@@ -1,19 +1,22 @@
 """Precise batch norm: running statistics that are those of the present weights alone."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax import Array
 from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from regseg_jax.models.layers import BATCH_NORM_UPDATE
 from regseg_jax.models.regseg import RegSeg
-from regseg_jax.training.sharding import replicated, shard_batch
-from regseg_jax.training.steps import AugmentFn
+from regseg_jax.training.sharding import BATCH_AXIS, replicated, shard_batch
+from regseg_jax.training.steps import AugmentFn, augment_batch
 from regseg_jax.training.train_state import TrainState
 
 CreateBatches = Callable[..., contextlib.AbstractContextManager[Iterator[dict[str, np.ndarray]]]]
@@ -48,24 +51,11 @@ class PreciseBatchNorm:
         self._create_batches = create_batches
         self._mesh = mesh
         self._num_steps = num_steps
-
-        def add_batch(
-            total: Any, params: Any, batch: dict[str, Array], step: Array
-        ) -> dict[str, Any]:
-            placing = {k: v for k, v in batch.items() if k not in ("image", "label")}
-            step_rng = jax.random.fold_in(rng, step)
-            images, _ = augment_fn(batch["image"], batch["label"], step_rng, **placing)
-            # From statistics of 0, an update is the batch's own ones times a known factor.
-            _, mutated = model.apply(
-                {"params": params, "batch_stats": jax.tree.map(jnp.zeros_like, total)},
-                images,
-                train=True,
-                mutable=["batch_stats"],
-            )
-            share = BATCH_NORM_UPDATE * num_steps
-            return jax.tree.map(lambda t, new: t + new / share, total, mutated["batch_stats"])
-
-        self._add_batch = jax.jit(add_batch, donate_argnums=0, out_shardings=replicated(mesh))
+        self._add_batch = jax.jit(
+            create_add_batch(model, augment_fn, rng, mesh, num_steps=num_steps),
+            donate_argnums=0,
+            out_shardings=replicated(mesh),
+        )
 
     def __call__(self, state: TrainState) -> TrainState:
         """The state with new statistics, also those of the averaged weights if it has some."""
@@ -84,3 +74,29 @@ class PreciseBatchNorm:
             for step, batch in enumerate(batches):
                 total = self._add_batch(total, params, shard_batch(batch, self._mesh), step)
         return total
+
+
+def create_add_batch(
+    model: RegSeg, augment_fn: AugmentFn, rng: Array, mesh: Mesh, *, num_steps: int
+) -> Callable[[Any, Any, dict[str, Array], Array], Any]:
+    """Builds the computation of a batch, for the caller to jit; arguments as above.
+
+    Returns:
+      A function of (total, params, batch, step) to total plus the statistics of the step's batch,
+      divided by num_steps.
+    """
+    model = model.clone(axis_name=BATCH_AXIS)
+
+    @functools.partial(jax.shard_map, mesh=mesh, in_specs=(P(), P(), P(BATCH_AXIS)), out_specs=P())
+    def update_stats(params: Any, batch_stats: Any, images: Array) -> Any:
+        variables = {"params": params, "batch_stats": batch_stats}
+        _, mutated = model.apply(variables, images, train=True, mutable=["batch_stats"])
+        return mutated["batch_stats"]
+
+    def add_batch(total: Any, params: Any, batch: dict[str, Array], step: Array) -> Any:
+        images, _ = augment_batch(augment_fn, batch, rng, step)
+        # From statistics of 0, an update is the batch's own ones times a known factor.
+        updated = update_stats(params, jax.tree.map(jnp.zeros_like, total), images)
+        return optax.tree.add_scale(total, 1 / (BATCH_NORM_UPDATE * num_steps), updated)
+
+    return add_batch

@@ -53,6 +53,11 @@ def create_mesh(batch_size: int, key: str = "global_batch_size") -> Mesh:
     return jax.make_mesh((num_devices,), (BATCH_AXIS,), axis_types=(AxisType.Auto,))
 
 
+def single_device_mesh() -> Mesh:
+    """The same axis over JAX's default device alone."""
+    return Mesh(jax.devices()[:1], (BATCH_AXIS,))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """A whole copy on each device."""
     return NamedSharding(mesh, PartitionSpec())

@@ -1,56 +1,72 @@
-"""The two computations of a run, pure and free of configuration; their callers jit them."""
+"""The two computations of a run, pure and free of configuration; their callers jit them.
 
+Each says its parallelism itself: inside `jax.shard_map` every device computes on its own shard of
+the batch, and what runs over the global batch is an explicit sum over `BATCH_AXIS`. Left to XLA's
+partitioner, grouped convolutions on GPUs would gather the global batch on every device.
+"""
+
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax import Array
+from flax.training.dynamic_scale import DynamicScale
+from jax import Array, lax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from regseg_jax.models.regseg import RegSeg
 from regseg_jax.ops.resize import upsample_bilinear
 from regseg_jax.training.metrics import ConfusionMatrix
 from regseg_jax.training.optimizer import Schedule
+from regseg_jax.training.sharding import BATCH_AXIS
 from regseg_jax.training.train_state import TrainState
 
 Batch = dict[str, Array]
-LossFn = Callable[[Array, Array], Array]
+LossFn = Callable[..., Array]
 AugmentFn = Callable[..., tuple[Array, Array]]
-ApplyUpdateFn = Callable[[Any, Any, Array, Array], Any]
 
 
-def descend(params: Any, direction: Any, learning_rate: Array, step: Array) -> Any:
-    """The parameters a step further: the learning rate times the direction is taken off."""
-    del step
-    return jax.tree.map(lambda p, d: p - learning_rate * d, params, direction)
+def augment_batch(
+    augment_fn: AugmentFn, batch: Batch, rng: Array, step: Array
+) -> tuple[Array, Array]:
+    """Images and labels of a step; batches' other entries are passed on by name."""
+    crop_parameters = {k: v for k, v in batch.items() if k not in ("image", "label")}
+    step_rng = jax.random.fold_in(rng, step)
+    return augment_fn(batch["image"], batch["label"], step_rng, **crop_parameters)
 
 
 def create_train_step(
     model: RegSeg,
-    tx: optax.GradientTransformation,
+    tx: optax.GradientTransformationExtraArgs,
     learning_rate_fn: Schedule,
     loss_fn: LossFn,
     augment_fn: AugmentFn,
     rng: Array,
+    mesh: Mesh,
     *,
-    apply_update: ApplyUpdateFn = descend,
     ema_decay: float = 0.0,
+    batch_norm_per_device: bool = False,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
     """Builds the training step: augment, forward, backward, update.
 
     Args:
       model: its dtype is the precision of the forward and backward passes.
-      tx: turns gradients into a direction; the step multiplies in the learning rate.
-      learning_rate_fn: of the step's number.
-      loss_fn: (logits f32[B, h, w, num_classes], labels i32[B, h, w]) -> f32[].
+      tx: its `update` is given the step's number as `step`.
+      learning_rate_fn: tx's, for the metric.
+      loss_fn: (logits [b, h / s, w / s, num_classes] of the decoder's stride s, labels
+        i32[b, h, w], axis_name=) -> f32[], of the global batch that the axis's devices hold.
       augment_fn: (images, labels, rng, **the batch's other entries) -> (f32[B, h, w, 3],
         i32[B, h, w]).
       rng: of the run; each step folds in its number.
-      apply_update: (params, direction, learning rate, step's number) -> the next params; for
-        parameters with a learning rate or limits of their own.
+      mesh: the devices that batches are split over, along the axis `BATCH_AXIS`.
       ema_decay: of the average of the weights and statistics, where the state holds one; after
         t steps at most (1 + t) / (10 + t), so that it soon forgets where it started.
+      batch_norm_per_device: whether batch norm's statistics are those of each device's images,
+        which saves a sum over devices a layer, not those of the global batch. The running
+        statistics are the mean over devices.
 
     Returns:
       A function of (state, {"image": uint8[B, H, W, 3], "label": uint8[B, H, W]}) to the next
@@ -58,54 +74,70 @@ def create_train_step(
       float16), f32[], and `skipped`, bool[]: a step whose gradients overflowed under the loss
       scale, which changes nothing but the scale and the step's number.
     """
+    axis_name = None if batch_norm_per_device else BATCH_AXIS
+    model = model.clone(axis_name=axis_name, upsample=False)
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        placing = {name: x for name, x in batch.items() if name not in ("image", "label")}
-        images, labels = augment_fn(
-            batch["image"], batch["label"], jax.random.fold_in(rng, state.step), **placing
-        )
+    @functools.partial(
+        jax.shard_map,
+        mesh=mesh,
+        in_specs=(P(), P(), P(), P(BATCH_AXIS), P(BATCH_AXIS)),
+        out_specs=P(),
+    )
+    def compute_gradients(
+        params: Any,
+        batch_stats: Any,
+        dynamic_scale: DynamicScale | None,
+        images: Array,
+        labels: Array,
+    ) -> tuple[DynamicScale | None, Array, Array, Any, Any]:
+        """Loss, new statistics and gradients, the same on every device."""
 
         def compute_loss(params: Any) -> tuple[Array, Any]:
+            # Each device has its own copy from here on, so back here the gradients are summed.
+            params = lax.pcast(params, BATCH_AXIS, to="varying")
             logits, mutated = model.apply(
-                {"params": params, "batch_stats": state.batch_stats},
+                {"params": params, "batch_stats": batch_stats},
                 images,
                 train=True,
                 mutable=["batch_stats"],
             )
-            return loss_fn(logits, labels), mutated["batch_stats"]
+            new_stats = mutated["batch_stats"]
+            if batch_norm_per_device:
+                new_stats = lax.pmean(new_stats, BATCH_AXIS)
+            return loss_fn(logits, labels, axis_name=BATCH_AXIS), new_stats
 
-        dynamic_scale, is_finite = state.dynamic_scale, jnp.bool_(True)
-        if dynamic_scale:
-            grad_fn = dynamic_scale.value_and_grad(compute_loss, has_aux=True)
-            dynamic_scale, is_finite, (loss, batch_stats), grads = grad_fn(state.params)
-        else:
+        if dynamic_scale is None:
             grad_fn = jax.value_and_grad(compute_loss, has_aux=True)
-            (loss, batch_stats), grads = grad_fn(state.params)
+            (loss, batch_stats), grads = grad_fn(params)
+            return None, jnp.bool_(True), loss, batch_stats, grads
+        grad_fn = dynamic_scale.value_and_grad(compute_loss, has_aux=True)
+        dynamic_scale, is_finite, (loss, batch_stats), grads = grad_fn(params)
+        return dynamic_scale, is_finite, loss, batch_stats, grads
 
-        learning_rate = learning_rate_fn(state.step)
-        direction, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = apply_update(state.params, direction, learning_rate, state.step)
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        images, labels = augment_batch(augment_fn, batch, rng, state.step)
+        dynamic_scale, is_finite, loss, batch_stats, grads = compute_gradients(
+            state.params, state.batch_stats, state.dynamic_scale, images, labels
+        )
+        updates, opt_state = tx.update(grads, state.opt_state, state.params, step=state.step)
+        params = optax.apply_updates(state.params, updates)
 
         ema_variables = state.ema_variables
         if ema_variables is not None:
             decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
-            ema_variables = jax.tree.map(
-                lambda average, new: average + (1 - decay) * (new - average),
-                ema_variables,
-                {"params": params, "batch_stats": batch_stats},
+            ema_variables = optax.incremental_update(
+                {"params": params, "batch_stats": batch_stats}, ema_variables, 1 - decay
             )
 
-        updated = (params, batch_stats, opt_state, ema_variables)
-        if dynamic_scale:
-            kept = (state.params, state.batch_stats, state.opt_state, state.ema_variables)
-            updated = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), updated, kept)
-        params, batch_stats, opt_state, ema_variables = updated
         next_state = TrainState(
             state.step + 1, params, batch_stats, opt_state, dynamic_scale, ema_variables
         )
+        if dynamic_scale:
+            unchanged = state.replace(step=state.step + 1, dynamic_scale=dynamic_scale)
+            next_state = optax.tree.where(is_finite, next_state, unchanged)
         metrics = {
             "loss": loss,
-            "learning_rate": learning_rate,
+            "learning_rate": learning_rate_fn(state.step),
             "grad_norm": optax.tree.norm(grads),
             "loss_scale": dynamic_scale.scale if dynamic_scale else jnp.float32(1),
             "skipped": ~is_finite,
@@ -161,19 +193,26 @@ def create_score_fn(
 
 
 def create_eval_step(
-    model: RegSeg, score_fn: ScoreFn
+    model: RegSeg, score_fn: ScoreFn, mesh: Mesh
 ) -> Callable[[dict[str, Any], Batch], tuple[Array, ConfusionMatrix]]:
     """Builds the evaluation step: whole images, scored at the labels' size.
 
     Args:
       model: of the run.
       score_fn: see `create_score_fn`.
+      mesh: the devices that batches are split over.
 
     Returns:
       A function of (variables, {"image", "label"} as in training) to the predictions
       uint8[B, H, W] and the batch's confusion matrix; ignored labels count nowhere.
     """
 
+    @functools.partial(
+        jax.shard_map,
+        mesh=mesh,
+        in_specs=(P(), P(BATCH_AXIS)),
+        out_specs=(P(BATCH_AXIS), P()),
+    )
     def eval_step(variables: dict[str, Any], batch: Batch) -> tuple[Array, ConfusionMatrix]:
         scores = score_fn(variables, batch["image"], batch["label"].shape[1:3])
         predictions = scores.argmax(-1)
@@ -182,6 +221,6 @@ def create_eval_step(
             predictions=predictions,
             num_classes=model.num_classes,
         )
-        return predictions.astype(jnp.uint8), confusion_matrix
+        return predictions.astype(jnp.uint8), lax.psum(confusion_matrix, BATCH_AXIS)
 
     return eval_step

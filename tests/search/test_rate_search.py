@@ -14,12 +14,10 @@ from regseg_jax.search.rate_search import (
     clamp_rates,
     compute_tap_width,
     create_search_model,
-    create_search_optimizer,
     searched_layers,
 )
 from regseg_jax.search.searched_conv import SearchedConv
 from regseg_jax.training.optimizer import create_optimizer
-from regseg_jax.training.steps import descend
 
 
 @pytest.fixture(scope="module")
@@ -96,42 +94,57 @@ def test_the_rates_learning_rate(rate_search):
     np.testing.assert_allclose(rates, [0, 0, 0.5, 0.25, 0])
 
 
-def test_weights_descend_and_rates_have_their_own_step_and_bound(rate_search):
-    params = _tree(rate_search.layers, [[1.0, 1.0], [2.0, 2.5]], jnp.full((2,), 5.0))
-    direction = _tree(rate_search.layers, [[-1.0, 1.0], [-0.5, -4.0]], jnp.ones((2,)))
-    update = jax.jit(rate_search.apply_update)
-    learning_rate = jnp.float32(0.1)
+def _weights_optimizer():
+    return create_optimizer(lambda step: 0.1, weight_decay=0.1, momentum=0.9)
 
-    def without_rates(tree):
-        return {path: leaf for path, leaf in flatten_dict(tree).items() if path[-1] == "kernel"}
 
-    for step in (0, 4):
-        moved = update(params, direction, learning_rate, jnp.int32(step))
-        expected = descend(params, direction, learning_rate, jnp.int32(step))
-        jax.tree.map(np.testing.assert_array_equal, without_rates(moved), without_rates(expected))
-        assert jax.tree.structure(moved) == jax.tree.structure(params)
-        rates = rate_search.fetch_rates(moved)
-        tap_widths = [leaf for path, leaf in flatten_dict(moved).items() if "tap_width" in path]
-        np.testing.assert_allclose(tap_widths, [4, 4])
-        # At step 4 the first block stays at its bound of 1, and the last rate is stopped by 3.
-        expected_rates = [[1, 1], [2, 2.5]] if step == 0 else [[1, 1], [2.25, 3]]
-        np.testing.assert_array_equal(rates, expected_rates)
+def _without_search(tree):
+    return {path: leaf for path, leaf in flatten_dict(tree).items() if path[-1] == "kernel"}
+
+
+@pytest.mark.parametrize(
+    # At step 4 the first block stays at its bound of 1, and the last rate is stopped by 3.
+    ("step", "expected_rates"),
+    [(0, [[1, 1], [2, 2.75]]), (4, [[1, 1], [2.5, 3]])],
+)
+def test_an_update_ends_at_rates_under_the_bound_and_the_steps_tap_width(
+    rate_search, step, expected_rates
+):
+    params = _tree(rate_search.layers, [[1.0, 1.0], [2.0, 2.75]], jnp.full((2,), 5.0))
+    grads = _tree(rate_search.layers, [[-1e-3, 1.0], [-0.5, -4.0]], jnp.ones((2,)))
+    tx, weights_tx = rate_search.create_optimizer(_weights_optimizer()), _weights_optimizer()
+    updates, _ = jax.jit(tx.update)(grads, tx.init(params), params, step=jnp.int32(step))
+    moved = optax.apply_updates(params, updates)
+    assert jax.tree.structure(moved) == jax.tree.structure(params)
+    # Adam's first step is the sign of the gradient, times the rates' learning rate; no decay.
+    np.testing.assert_allclose(rate_search.fetch_rates(moved), expected_rates, rtol=1e-5)
+    assert rate_search.fetch_rates(moved).max() == max(max(block) for block in expected_rates)
+    tap_widths = [leaf for path, leaf in flatten_dict(moved).items() if "tap_width" in path]
+    np.testing.assert_array_equal(tap_widths, [4, 4])
+    # The weights have the run's optimizer, with its decay.
+    expected, _ = weights_tx.update(grads, weights_tx.init(params), params, step=step)
+    for path, update in _without_search(expected).items():
+        np.testing.assert_allclose(update, -0.1 * (1 + 0.1 * 5))
+        np.testing.assert_allclose(flatten_dict(updates)[path], update, rtol=1e-6)
+
+
+def test_the_state_has_the_paths_of_earlier_checkpoints(rate_search):
+    params = _tree(rate_search.layers, [[3.0, 4.0], [5.0, 6.0]], jnp.full((2,), 5.0))
+    state = rate_search.create_optimizer(_weights_optimizer()).init(params)
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
+    inner, block = ".inner_states[{!r}].inner_state", "['backbone'][{!r}]['conv2']"
+    rates, weights = inner.format("dilation_rates"), inner.format("weights")
+    blocks = [block.format(layer.name) for layer in rate_search.layers]
+    assert paths == [
+        f"{rates}.count",
+        *(f"{rates}.{moment}{b}['dilation_rates']" for moment in ("mu", "nu") for b in blocks),
+        *(f"{weights}[1].trace{b}['convs_0']['kernel']" for b in blocks),
+    ]
 
 
 def test_taps_narrow_from_the_end_of_the_warm_up_to_the_middle_of_the_search():
     widths = [float(compute_tap_width(4.0, progress)) for progress in (-1, 0, 0.25, 0.5, 1)]
     np.testing.assert_allclose(widths, [4, 4, 2, 1, 1], rtol=1e-6)
-
-
-def test_rates_have_adam_and_no_decay_and_weights_the_runs_optimizer(rate_search):
-    weights_tx = create_optimizer(0.1, momentum=0.9)
-    params = _tree(rate_search.layers, [[3.0, 4.0], [5.0, 6.0]], jnp.full((2,), 5.0))
-    grads = _tree(rate_search.layers, [[1e-3, -1e-3], [7.0, 0.0]], jnp.ones((2,)))
-    tx = create_search_optimizer(weights_tx)
-    direction, _ = tx.update(grads, tx.init(params), params)
-    np.testing.assert_allclose(rate_search.fetch_rates(direction), [[1, -1], [1, 0]], atol=1e-4)
-    kernel = direction["backbone"]["stage16_1"]["conv2"]["convs_0"]["kernel"]
-    np.testing.assert_allclose(kernel, 1 + 0.1 * 5.0)
 
 
 def test_at_whole_rates_the_searched_model_is_the_fixed_one(small_variant):

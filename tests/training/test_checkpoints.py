@@ -23,8 +23,9 @@ def _make_state(step: int = 1, num_classes: int = 4, *, half: bool = False) -> T
             "bias": np.full(num_classes, -0.0, np.float32),
         },
     }
-    tx = create_optimizer(1e-4)
-    _, opt_state = tx.update(jax.tree.map(lambda p: p * 3, params), tx.init(params), params)
+    tx = create_optimizer(lambda step: 0.1, weight_decay=1e-4)
+    grads = jax.tree.map(lambda p: p * 3, params)
+    _, opt_state = tx.update(grads, tx.init(params), params, step=step)
     batch_stats = {"bn": {"mean": rng.standard_normal(6).astype(np.float32)}}
     scale = DynamicScale(scale=jnp.float32(2.0**20), fin_steps=jnp.int32(17)) if half else None
     average = {"params": params, "batch_stats": batch_stats} if half else None

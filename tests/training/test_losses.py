@@ -3,19 +3,22 @@ import functools
 import jax
 import numpy as np
 import pytest
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import torch
+from jax.sharding import Mesh, PartitionSpec
 
 from regseg_jax.training.losses import (
     bootstrapped_cross_entropy,
-    compute_pixel_losses,
     cross_entropy,
 )
 
 NUM_CLASSES = 5
+CLASS_WEIGHTS = (0.5, 2.0, 0.25, 1.0, 3.0)
 
-# The value and its gradient; every argument is traced, so that each compiles once a shape.
-CROSS_ENTROPY = jax.jit(jax.value_and_grad(cross_entropy))
-BOOTSTRAPPED = jax.jit(jax.value_and_grad(bootstrapped_cross_entropy))
+# The value and its gradient; K and the threshold are traced, so that each compiles once a shape.
+CROSS_ENTROPY = jax.jit(jax.value_and_grad(cross_entropy), static_argnames="ignore_label")
+BOOTSTRAPPED = jax.jit(
+    jax.value_and_grad(bootstrapped_cross_entropy), static_argnames="ignore_label"
+)
 
 
 def _random_case(seed: int, scale: float = 3) -> tuple[np.ndarray, np.ndarray]:
@@ -47,9 +50,6 @@ def _bootstrapped(
 
 def test_cross_entropy_against_its_definition():
     logits, labels = _random_case(0)
-    losses = jax.jit(compute_pixel_losses)(logits, labels)
-    np.testing.assert_allclose(losses, _pixel_losses(logits, labels), rtol=1e-5, atol=1e-6)
-    assert (np.asarray(losses)[labels == 255] == 0).all()
     expected = _pixel_losses(logits, labels).sum() / (labels != 255).sum()
     np.testing.assert_allclose(CROSS_ENTROPY(logits, labels)[0], expected, rtol=1e-6)
 
@@ -58,7 +58,8 @@ def test_another_ignore_label():
     logits, labels = _random_case(0)
     other = np.where(labels == 255, -1, labels)
     expected, _ = CROSS_ENTROPY(logits, labels)
-    np.testing.assert_allclose(CROSS_ENTROPY(logits, other, -1)[0], expected, rtol=1e-6)
+    result, _ = CROSS_ENTROPY(logits, other, ignore_label=-1)
+    np.testing.assert_allclose(result, expected, rtol=1e-6)
     expected, _ = BOOTSTRAPPED(logits, labels, 20)
     result, _ = BOOTSTRAPPED(logits, other, 20, ignore_label=-1)
     np.testing.assert_allclose(result, expected, rtol=1e-6)
@@ -132,17 +133,82 @@ def test_bootstrapped_gradient_is_that_of_the_hard_pixels():
     np.testing.assert_array_equal(touched, losses > 0.5)
 
 
-@pytest.mark.parametrize("min_pixels", [20, 330])
-def test_same_loss_on_eight_devices(min_pixels):
+@pytest.mark.parametrize("class_weights", [None, CLASS_WEIGHTS])
+@pytest.mark.parametrize("min_pixels", [None, 20, 330])
+def test_same_loss_on_eight_devices(min_pixels, class_weights):
     logits, labels = _random_case(7)
-    mesh = Mesh(np.array(jax.devices()), ("data",))
-    sharded = jax.device_put((logits, labels), NamedSharding(mesh, PartitionSpec("data")))
-    for loss_and_grad in (CROSS_ENTROPY, functools.partial(BOOTSTRAPPED, min_pixels=min_pixels)):
-        expected, expected_grad = loss_and_grad(logits, labels)
-        loss, grad = loss_and_grad(*sharded)
-        np.testing.assert_allclose(loss, expected, rtol=1e-6)
-        np.testing.assert_allclose(grad, expected_grad, rtol=1e-5, atol=1e-9)
-        assert len(grad.sharding.device_set) == 8
+    labels[0] = 255  # devices with nothing to count
+    loss_fn = functools.partial(cross_entropy, class_weights=class_weights)
+    if min_pixels:
+        loss_fn = functools.partial(
+            bootstrapped_cross_entropy, min_pixels=min_pixels, class_weights=class_weights
+        )
+    on_each_device = jax.shard_map(
+        jax.value_and_grad(functools.partial(loss_fn, axis_name="data")),
+        mesh=Mesh(np.array(jax.devices()), ("data",)),
+        in_specs=PartitionSpec("data"),
+        out_specs=(PartitionSpec(), PartitionSpec("data")),
+    )
+    expected, expected_grad = jax.jit(jax.value_and_grad(loss_fn))(logits, labels)
+    loss, grad = jax.jit(on_each_device)(logits, labels)
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+    np.testing.assert_allclose(grad, expected_grad, rtol=1e-5, atol=1e-9)
+    assert len(grad.sharding.device_set) == 8
+
+
+def _torch_loss(
+    logits: np.ndarray, labels: np.ndarray, reduction: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The weighted loss and the logits that it is of."""
+    leaf = torch.tensor(logits.transpose(0, 3, 1, 2), dtype=torch.float64, requires_grad=True)
+    loss_fn = torch.nn.CrossEntropyLoss(
+        torch.tensor(CLASS_WEIGHTS, dtype=torch.float64), ignore_index=255, reduction=reduction
+    )
+    return loss_fn(leaf, torch.tensor(labels)), leaf
+
+
+def test_class_weights_as_in_torch():
+    logits, labels = _random_case(8)
+    loss, grad = jax.jit(
+        jax.value_and_grad(functools.partial(cross_entropy, class_weights=CLASS_WEIGHTS))
+    )(logits, labels)
+    expected, leaf = _torch_loss(logits, labels, "mean")
+    expected.backward()
+    np.testing.assert_allclose(loss, expected.item(), rtol=1e-6)
+    expected_grad = leaf.grad.numpy().transpose(0, 2, 3, 1)
+    np.testing.assert_allclose(grad, expected_grad, rtol=1e-4, atol=1e-9)
+
+
+# Fewer above the threshold than K, and more.
+@pytest.mark.parametrize(("min_pixels", "threshold"), [(40, 1e6), (40, 1.0)])
+def test_bootstrapped_weighs_pixels_before_it_selects(min_pixels, threshold):
+    logits, labels = _random_case(9)
+    loss_fn = functools.partial(
+        bootstrapped_cross_entropy,
+        min_pixels=min_pixels,
+        threshold=threshold,
+        class_weights=CLASS_WEIGHTS,
+    )
+    losses, leaf = _torch_loss(logits, labels, "none")
+    hard = losses.flatten().sort(descending=True).values
+    expected = (hard[hard > threshold] if threshold == 1.0 else hard[:min_pixels]).mean()
+    expected.backward()
+    loss, grad = jax.jit(jax.value_and_grad(loss_fn))(logits, labels)
+    np.testing.assert_allclose(loss, expected.item(), rtol=1e-5)
+    expected_grad = leaf.grad.numpy().transpose(0, 2, 3, 1)
+    np.testing.assert_allclose(grad, expected_grad, rtol=1e-4, atol=1e-8)
+
+
+def test_a_class_without_weight_is_left_out_and_all_without_are_zero():
+    logits, labels = _random_case(10)
+    loss, grad = jax.value_and_grad(functools.partial(cross_entropy, class_weights=5 * (0.0,)))(
+        logits, labels
+    )
+    assert loss == 0
+    assert not np.asarray(grad).any()
+    expected = cross_entropy(logits, np.where(labels == 2, 255, labels))
+    loss = cross_entropy(logits, labels, class_weights=(1.0, 1.0, 0.0, 1.0, 1.0))
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["hard", "easy"])

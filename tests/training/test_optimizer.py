@@ -1,5 +1,3 @@
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -104,14 +102,14 @@ def test_steps_as_torch_sgd():
     sgd = torch.optim.SGD(
         [{"params": decayed, "weight_decay": 0.1}, {"params": others}], lr=1.0, momentum=0.9
     )
-    tx, rate = create_optimizer(weight_decay=0.1, momentum=0.9), create_learning_rate_fn(0.2, 8, 3)
+    rate = create_learning_rate_fn(0.2, 8, 3)
+    tx = create_optimizer(rate, weight_decay=0.1, momentum=0.9)
     opt_state = tx.init(params)
     rng = np.random.default_rng(1)
     for step in range(6):
         grads = jax.tree.map(lambda p: rng.standard_normal(p.shape).astype(np.float32), params)
-        direction, opt_state = tx.update(grads, opt_state, params)
-        update = jax.tree.map(functools.partial(jnp.multiply, -rate(step)), direction)
-        params = optax.apply_updates(params, update)
+        updates, opt_state = tx.update(grads, opt_state, params, step=step)
+        params = optax.apply_updates(params, updates)
 
         for path, grad in flatten_dict(grads).items():
             tensors[path].grad = torch.tensor(grad)
@@ -120,3 +118,21 @@ def test_steps_as_torch_sgd():
         sgd.step()
         for path, value in flatten_dict(params).items():
             np.testing.assert_allclose(value, tensors[path].detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_the_state_has_the_paths_of_earlier_checkpoints():
+    params = {"block": _small_params()}
+    state = create_optimizer(lambda step: 0.1, weight_decay=0.1).init(params)
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
+    expected = jax.tree_util.tree_leaves_with_path(params)
+    assert paths == [f"[1].trace{jax.tree_util.keystr(path)}" for path, _ in expected]
+
+
+def test_the_schedule_follows_the_given_step_not_the_calls():
+    """So that a step skipped under loss scaling does not delay it."""
+    params, grads = {"a": {"bias": jnp.ones(2)}}, {"a": {"bias": jnp.full(2, 3.0)}}
+    tx = create_optimizer(lambda step: 0.5 * step, weight_decay=0.0, momentum=0.0)
+    state = tx.init(params)
+    for step in (4, 4, 1):
+        updates, state = jax.jit(tx.update)(grads, state, params, step=step)
+        np.testing.assert_allclose(updates["a"]["bias"], -0.5 * step * 3.0)

@@ -18,11 +18,13 @@ class TwoNorms(nn.Module):
     """The second norm sees what the first one makes of the batch."""
 
     dtype = jnp.float32
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x, *, train):
-        x = BatchNorm(name="first")(x, train=train)
-        return BatchNorm(name="second")(jnp.square(x), train=train)
+        x = BatchNorm(axis_name=self.axis_name, name="first")(x, train=train)
+        x = jnp.square(x)
+        return BatchNorm(axis_name=self.axis_name, name="second")(x, train=train)
 
 
 BATCHES = np.random.default_rng(0).integers(0, 256, (3, 8, 4, 5, 3)).astype(np.uint8)
@@ -50,7 +52,8 @@ def mesh() -> Mesh:
 def state(mesh) -> TrainState:
     variables = TwoNorms().init(RNG, jnp.zeros((1, 4, 5, 3)), train=False)
     variables = jax.tree.map(lambda x: x + 0.5, variables)
-    return replicate(start_from(TwoNorms(), create_optimizer(0.0), variables, with_ema=True), mesh)
+    tx = create_optimizer(lambda step: 0.1, weight_decay=0.0)
+    return replicate(start_from(TwoNorms(), tx, variables, with_ema=True), mesh)
 
 
 def _images(step: int) -> np.ndarray:
