@@ -21,11 +21,11 @@ lint: .venv/installed-dev
 	  "Python 3.11 to 3.13 is needed; run make PYTHON=python3.12"'
 	$(PYTHON) -m venv .venv
 
-.venv/installed: requirements.txt | .venv/bin/python
+.venv/installed: requirements.txt pyproject.toml | .venv/bin/python
 	$(BIN)/pip install -q -r requirements.txt
 	touch $@
 
-.venv/installed-dev: requirements-dev.txt requirements.txt | .venv/bin/python
+.venv/installed-dev: requirements-dev.txt pyproject.toml | .venv/bin/python
 	$(BIN)/pip install -q -r requirements-dev.txt
 	touch .venv/installed $@
 

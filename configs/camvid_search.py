@@ -8,12 +8,12 @@
 
 from ml_collections import ConfigDict
 
-from configs import camvid_half
+from regseg_jax.runtime.recipes import load_recipe
 
 
 def get_config() -> ConfigDict:
     """30 epochs of 45 steps, as the run that trains what was found; the rates move after three."""
-    config = camvid_half.get_config()
+    config = load_recipe("camvid_half")
     config.search.enabled = True
     config.search.warmup_steps = 135
     return config

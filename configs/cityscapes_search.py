@@ -8,12 +8,12 @@
 
 from ml_collections import ConfigDict
 
-from configs import cityscapes
+from regseg_jax.runtime.recipes import load_recipe
 
 
 def get_config() -> ConfigDict:
     """100 epochs, a tenth of the paper's training; the rates move after its warm-up."""
-    config = cityscapes.get_config()
+    config = load_recipe("cityscapes")
     config.num_epochs = 100
     config.search.enabled = True
     config.search.learning_rate = 0.01  # 37,100 steps

@@ -8,12 +8,12 @@ leaves `runs/search/found.json`, trained by `--config=configs/synthetic.py
 
 from ml_collections import ConfigDict
 
-from configs import synthetic
+from regseg_jax.runtime.recipes import load_recipe
 
 
 def get_config() -> ConfigDict:
     """800 steps; scenes of 96 x 128 are 6 x 8 at 1/16, where a rate of 8 sees padding alone."""
-    config = synthetic.get_config()
+    config = load_recipe("synthetic")
     config.data.synthetic_train_examples = 1600
     config.search.enabled = True
     config.search.warmup_steps = 60

@@ -9,7 +9,7 @@ import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 from regseg_jax.data.augment import AugmentConfig
 from regseg_jax.data.dataset import DataConfig, FolderConfig
@@ -68,7 +68,10 @@ class Config:
 
 def create_default_config() -> ConfigDict:
     """The keys that every recipe starts from; locked: a key that is not here raises."""
-    return ConfigDict(dataclasses.asdict(Config())).lock()
+    config = ConfigDict(dataclasses.asdict(Config()))
+    # Text or numbers: of any type.
+    config.loss.class_weights = FieldReference(config.loss.class_weights, field_type=object)
+    return config.lock()
 
 
 def parse_config(config: ConfigDict) -> Config:

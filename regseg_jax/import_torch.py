@@ -121,11 +121,16 @@ def main(argv: list[str]) -> None:
     print(f"wrote {values.workdir}")
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """Defines the flags and runs the command."""
     flags.DEFINE_string("input", None, "The PyTorch or safetensors file.")
     flags.DEFINE_string("model", None, "BACKBONE_DECODER, an alias, or a variant file.")
     flags.DEFINE_integer("num_classes", None, "The classes that it was trained with.")
     flags.DEFINE_string("workdir", None, "The run's folder; new or empty.")
-    config_flags.DEFINE_config_file("config", None, "A file of configs/; else the defaults.")
+    config_flags.DEFINE_config_file("config", None, "The recipe; else the defaults.")
     flags.mark_flags_as_required(["input", "model", "num_classes", "workdir"])
     run_command(main, "regseg_jax.import_torch")
+
+
+if __name__ == "__main__":
+    run()

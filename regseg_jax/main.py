@@ -1,6 +1,6 @@
 """Trains or evaluates.
 
-python -m regseg_jax.main --config=configs/camvid.py --workdir=RUN [--mode=eval]
+python -m regseg_jax.main --config=configs/camvid.py [--workdir=RUN] [--mode=eval]
 """
 
 from absl import flags
@@ -9,6 +9,7 @@ from ml_collections import config_flags
 from regseg_jax.runs.evaluate import evaluate_run
 from regseg_jax.runs.train import train
 from regseg_jax.runtime.command import run_command
+from regseg_jax.runtime.recipes import default_workdir
 from regseg_jax.training.sharding import join_processes
 
 
@@ -19,18 +20,27 @@ def main(argv: list[str]) -> None:
         raise ValueError(f"unexpected arguments {argv}; flags start with --")
     if values.multi_host:
         join_processes()
+    recipe = config_flags.get_config_filename(values["config"])
+    workdir = values.workdir or default_workdir(recipe)
     if values.mode == "train":
-        train(values.config, values.workdir)
+        train(values.config, workdir)
     else:
-        evaluate_run(values.config, values.workdir)
+        evaluate_run(values.config, workdir)
 
 
-if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", None, "The recipe, a file of configs/.")
-    flags.DEFINE_string("workdir", None, "The run's folder: checkpoints, logs, pictures.")
+def run() -> None:
+    """Defines the flags and runs the command."""
+    config_flags.DEFINE_config_file("config", None, "The recipe: a name or a Python file.")
+    flags.DEFINE_string(
+        "workdir", None, "The run's folder: checkpoints, logs, pictures; runs/RECIPE by default."
+    )
     flags.DEFINE_enum("mode", "train", ["train", "eval"], "Train, or evaluate a run's best.")
     flags.DEFINE_bool(
         "multi_host", False, "One of several processes: set by the scripts in launch/."
     )
-    flags.mark_flags_as_required(["config", "workdir"])
+    flags.mark_flag_as_required("config")
     run_command(main, "regseg_jax.main")
+
+
+if __name__ == "__main__":
+    run()

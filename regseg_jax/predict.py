@@ -1,198 +1,36 @@
-"""Predicts class maps and overlays for images of any size.
+"""Predicts class maps and overlays for images and videos of any size.
 
-python -m regseg_jax.predict --workdir=RUN --output=OUT IMAGE_OR_FOLDER ...
+python -m regseg_jax.predict --workdir=RUN --output=OUT IMAGE_VIDEO_OR_FOLDER ...
+
+with exported weights and no run by --weights=FILE_OR_NAME in place of --workdir;
 
 or label-id PNGs for a whole split, as benchmark servers want them; start again to go on:
 
 python -m regseg_jax.predict --workdir=RUN --output=OUT --split=test [--data_dir=FOLDER]
 """
 
-import dataclasses
-import os
-import pathlib
-from collections.abc import Callable, Sequence
-
-import jax
-import numpy as np
 from absl import flags
-from PIL import Image
-from tqdm import tqdm
 
-from regseg_jax.data.classes import ClassTable
-from regseg_jax.data.sources.source import list_images, load_image
-from regseg_jax.prediction.submission import check_whole, compute_fingerprint, write_label_ids
-from regseg_jax.reports.pictures import draw_overlay, save_png
-from regseg_jax.runs.parts import create_dataset
-from regseg_jax.runs.trained import TrainedRun, load_run
+from regseg_jax.prediction.outputs import Drawing
+from regseg_jax.prediction.tiles import parse_tiling
+from regseg_jax.runs.predict import Options, Trained, predict, predict_split
 from regseg_jax.runtime.command import run_command
-from regseg_jax.training.evaluation import create_image_score_fn
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """How to predict.
-
-    Attributes:
-      ema: whether to use the averaged weights.
-      flip: as `config.eval.flip`; None: the run's.
-      scales: as `config.eval.scales`; None: the run's.
-    """
-
-    ema: bool = False
-    flip: bool | None = None
-    scales: tuple[float, ...] | None = None
-
-    def apply(self, trained: TrainedRun) -> TrainedRun:
-        """The run with these options as its own.
-
-        Raises:
-          ValueError: if it holds no averaged weights and they are wanted, or a scale is wrong.
-        """
-        if self.ema and trained.ema_variables is None:
-            raise ValueError("--ema: the run has config.ema_decay=0, so no averaged weights")
-        if self.scales and min(self.scales) <= 0:
-            raise ValueError(f"--scales is {self.scales}; use positive factors")
-        config = dataclasses.replace(
-            trained.config,
-            eval=dataclasses.replace(
-                trained.config.eval,
-                flip=trained.config.eval.flip if self.flip is None else self.flip,
-                scales=self.scales or trained.config.eval.scales,
-            ),
-        )
-        variables = trained.ema_variables if self.ema else trained.variables
-        return dataclasses.replace(trained, config=config, variables=variables)
-
-
-def predict(
-    workdir: str | os.PathLike,
-    paths: Sequence[str | os.PathLike],
-    output: str | os.PathLike,
-    options: Options = Options(),
-) -> list[pathlib.Path]:
-    """Writes `NAME.png`, a class map, and `NAME_overlay.png` for each image.
-
-    Images are prepared as in the run's evaluation (`config.eval.image_size`) and the logits
-    upsampled to the image's own size. A class map holds a training id a pixel, in the classes'
-    colours as its palette. Each new image size is compiled once.
-
-    Args:
-      workdir: of a run with a checkpoint.
-      paths: image files, or folders whose images are all taken.
-      output: a folder; created where missing. Files of the same name are replaced.
-      options: how.
-
-    Returns:
-      The paths written.
-
-    Raises:
-      ValueError: if a path does not exist, is no image, or two images would write one file.
-    """
-    images = find_images(paths)
-    output = pathlib.Path(output)
-    outputs = _name_outputs(images, output)
-    trained = options.apply(load_run(workdir))
-    output.mkdir(parents=True, exist_ok=True)
-    class_table = trained.class_table
-    predict_one = create_predict_fn(trained)
-    for path in tqdm(images, desc="predicting", unit="image", disable=None):
-        image = load_image(path)
-        prediction = predict_one(image)
-        map_path, overlay_path = outputs[path]
-        save_png(to_palette_image(prediction, class_table), map_path)
-        save_png(draw_overlay(image, prediction, class_table), overlay_path)
-    return [path for pair in outputs.values() for path in pair]
-
-
-def predict_split(
-    workdir: str | os.PathLike,
-    split: str,
-    output: str | os.PathLike,
-    data_dir: str | None = None,
-    options: Options = Options(),
-) -> list[pathlib.Path]:
-    """Writes label ids for a whole split of the run's data set, see `write_label_ids`.
-
-    Raises:
-      ValueError: if images are missing or cannot be read; before anything is predicted where the
-        split's folders show it.
-    """
-    trained = options.apply(load_run(workdir))
-    config, class_table = trained.config, trained.class_table
-    if data_dir:
-        data = dataclasses.replace(config.data, data_dir=data_dir)
-        config = dataclasses.replace(config, data=data)
-    source = create_dataset(config).create_source(split)
-    check_whole(source, class_table, split)
-    fingerprint = compute_fingerprint(trained.variables)
-    fingerprint += f" flip={config.eval.flip} scales={tuple(config.eval.scales)}"
-    predict_one = create_predict_fn(trained)
-    return write_label_ids(source, predict_one, class_table, output, fingerprint)
-
-
-def find_images(paths: Sequence[str | os.PathLike]) -> list[pathlib.Path]:
-    """Expands folders and checks that every image exists and has a name of its own."""
-    images = []
-    for path in map(pathlib.Path, paths):
-        if not path.exists():
-            raise ValueError(f"there is no {path}; pass image files or folders of images")
-        found = list(list_images(path).values()) if path.is_dir() else [path]
-        if not found:
-            raise ValueError(f"the folder {path} holds no image")
-        images += found
-    by_stem: dict[str, pathlib.Path] = {}
-    for image in images:
-        if image.stem in by_stem:
-            raise ValueError(
-                f"{by_stem[image.stem]} and {image} would both write {image.stem}.png; "
-                "predict them into different folders"
-            )
-        by_stem[image.stem] = image
-    if not images:
-        raise ValueError("no image was given; pass image files or folders of images")
-    return images
-
-
-def _name_outputs(
-    images: Sequence[pathlib.Path], output: pathlib.Path
-) -> dict[pathlib.Path, tuple[pathlib.Path, pathlib.Path]]:
-    """The class map and the overlay of each image; raises where one would replace an image."""
-    outputs = {
-        path: (output / f"{path.stem}.png", output / f"{path.stem}_overlay.png") for path in images
-    }
-    inputs, maps = {path.resolve() for path in images}, {pair[0] for pair in outputs.values()}
-    for path, (map_path, overlay_path) in outputs.items():
-        if overlay_path in maps or {map_path.resolve(), overlay_path.resolve()} & inputs:
-            raise ValueError(
-                f"the predictions of {path} would replace another image or its predictions in "
-                f"{output}; choose another --output"
-            )
-    return outputs
-
-
-def create_predict_fn(trained: TrainedRun) -> Callable[[np.ndarray], np.ndarray]:
-    """A function of an image uint8[H, W, 3] to its class map uint8[H, W]."""
-    score_fn = create_image_score_fn(trained.model, trained.config.eval)
-
-    @jax.jit
-    def predict_batch(variables: dict, images: jax.Array) -> jax.Array:
-        return score_fn(variables, images, images.shape[1:3]).argmax(-1)
-
-    return lambda image: np.asarray(predict_batch(trained.variables, image[None])[0], np.uint8)
-
-
-def to_palette_image(prediction: np.ndarray, class_table: ClassTable) -> Image.Image:
-    """A PNG image whose values are the training ids and whose palette is the classes' colours."""
-    image = Image.fromarray(prediction).convert("L")
-    image.putpalette([channel for color in class_table.colors for channel in color])
-    return image
 
 
 def main(argv: list[str]) -> None:
     """Predicts and prints where the pictures are."""
     values = flags.FLAGS
-    scales = tuple(map(float, values.scales)) if values.scales else None
-    options = Options(values.ema, values.flip, scales)
+    if bool(values.workdir) == bool(values.weights) or (values.weights and values.split):
+        raise ValueError("give --workdir=RUN, or without --split --weights=FILE_OR_NAME")
+    class_maps = True if values.labels_only else values.labels
+    options = Options(
+        ema=values.ema,
+        flip=values.flip,
+        scales=tuple(map(float, values.scales)) if values.scales else None,
+        tiling=parse_tiling(values.tile, values.overlap),
+        drawing=Drawing(class_maps, not values.labels_only, values.alpha, values.legend),
+        train_ids=values.train_ids,
+    )
     if values.split:
         if argv:
             raise ValueError(f"--split takes no images, but {argv} are given; leave out either")
@@ -201,17 +39,35 @@ def main(argv: list[str]) -> None:
         )
         print(f"{values.output} holds the label ids of {len(written)} images")
         return
-    written = predict(values.workdir, argv, values.output, options)
-    print(f"wrote {len(written) // 2} class maps and overlays to {values.output}")
+    trained = values.workdir
+    if values.weights:
+        trained = Trained.from_weights(values.weights, values.model)
+    written = predict(trained, argv, values.output, options)
+    print(f"wrote {len(written)} class maps and overlays to {values.output}")
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """Defines the flags and runs the command."""
     flags.DEFINE_string("workdir", None, "The run whose best checkpoint is used.")
+    flags.DEFINE_string("weights", None, "Exported weights, or the name of shipped ones.")
+    flags.DEFINE_string("model", None, "The variant, where a file of --weights leaves it open.")
     flags.DEFINE_string("split", None, "Write label ids for this split of the data set.")
     flags.DEFINE_string("data_dir", None, "Where --split is; else where the run had it.")
     flags.DEFINE_bool("ema", False, "Use the weights averaged over the steps.")
     flags.DEFINE_bool("flip", None, "Average with the mirrored image; else as the run's.")
     flags.DEFINE_list("scales", None, "Average over these scales; else as the run's.")
     flags.DEFINE_string("output", None, "The folder that the pictures are written to.")
-    flags.mark_flags_as_required(["workdir", "output"])
+    flags.DEFINE_bool("labels", None, "Write class maps; by default of images, not of videos.")
+    flags.DEFINE_bool("labels_only", False, "Write class maps and no overlays.")
+    flags.DEFINE_alias("labels-only", "labels_only")
+    flags.DEFINE_float("alpha", 0.5, "The weight of the colours in overlays, from 0 to 1.")
+    flags.DEFINE_bool("legend", None, "A legend under overlays; by default of images.")
+    flags.DEFINE_bool("train_ids", False, "Class maps of training ids, not label values.")
+    flags.DEFINE_list("tile", None, "HEIGHT,WIDTH: predict larger images in tiles, in pixels.")
+    flags.DEFINE_integer("overlap", None, "Of tiles, in pixels; by default a quarter of a side.")
+    flags.mark_flag_as_required("output")
     run_command(main, "regseg_jax.predict")
+
+
+if __name__ == "__main__":
+    run()

@@ -4,21 +4,16 @@ It is configs/cityscapes.py but for a small model, float32 and batches of 2, whi
 sizes, crops and class-uniform sampling are the recipe's.
 """
 
-import importlib.util
 import os
-import pathlib
 
 import small_run  # puts the small backbone into the table
 from ml_collections import ConfigDict
 
-RECIPE = pathlib.Path(__file__).parents[1] / "configs" / "cityscapes.py"
+from regseg_jax.runtime.recipes import load_recipe
 
 
 def create_config(data_dir: str) -> ConfigDict:
-    spec = importlib.util.spec_from_file_location("recipe", RECIPE)
-    recipe = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(recipe)
-    config = recipe.get_config()
+    config = load_recipe("cityscapes")
     config.model = "small_decoder12"
     config.precision = "float32"
     config.global_batch_size = 2

@@ -28,8 +28,22 @@ if not flags.FLAGS.is_parsed():
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
+def expects_fixtures() -> bool:
+    """Whether a test that lacks them fails by default."""
+    if "REGSEG_FIXTURES" in os.environ:
+        return True
+    return bool(os.environ.get("CI")) and (ROOT.parent / "shared").is_dir()
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--run-slow", action="store_true", help="also the tests that take minutes")
+    parser.addoption(
+        "--expect-fixtures",
+        action="store_true",
+        default=expects_fixtures(),
+        help="fail where a test would be skipped for want of REGSEG_FIXTURES; the default where "
+        "that is set, and where CI is and ../shared exists",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -37,7 +51,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 # Files that take minutes come first, so that no worker is left alone with one at the end.
-LONGEST_FILES = ("test_train.py", "test_steps.py", "test_parity.py", "test_benchmark.py")
+LONGEST_FILES = (
+    *("test_train.py", "test_parity.py", "test_steps.py", "test_end_to_end.py"),
+    "test_benchmark.py",
+)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -48,29 +65,27 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(pytest.mark.skip(reason="takes minutes; use --run-slow"))
 
 
-@pytest.fixture(scope="session")
-def fixtures_dir() -> pathlib.Path:
-    """The folder with `golden/` and `camvid/`; the test is skipped where there is none."""
-    folder = pathlib.Path(os.environ.get("REGSEG_FIXTURES", ROOT.parent / "shared"))
-    if not folder.is_dir():
-        pytest.skip(f"no fixtures at {folder}; set REGSEG_FIXTURES")
-    return folder
+def find_fixtures(config: pytest.Config, name: str) -> pathlib.Path:
+    """A folder of data that is not part of the project; without it, the test is skipped or, with
+    --expect-fixtures, fails.
+    """
+    fixtures = pathlib.Path(os.environ.get("REGSEG_FIXTURES", ROOT.parent / "shared"))
+    if not (fixtures / name).is_dir():
+        say = pytest.fail if config.getoption("--expect-fixtures") else pytest.skip
+        say(f"there is no {fixtures / name}; set REGSEG_FIXTURES to the folder that holds {name}/")
+    return fixtures / name
 
 
 @pytest.fixture(scope="session")
-def golden_dir(fixtures_dir: pathlib.Path) -> pathlib.Path:
-    """Outputs of the author's PyTorch code."""
-    if not (fixtures_dir / "golden").is_dir():
-        pytest.skip(f"no golden/ in {fixtures_dir}")
-    return fixtures_dir / "golden"
+def full_golden_dir(pytestconfig: pytest.Config) -> pathlib.Path:
+    """The author's outputs that tests/golden was distilled from."""
+    return find_fixtures(pytestconfig, "golden")
 
 
 @pytest.fixture(scope="session")
-def camvid_dir(fixtures_dir: pathlib.Path) -> pathlib.Path:
+def camvid_dir(pytestconfig: pytest.Config) -> pathlib.Path:
     """CamVid in the SegNet edition."""
-    if not (fixtures_dir / "camvid").is_dir():
-        pytest.skip(f"no camvid/ in {fixtures_dir}")
-    return fixtures_dir / "camvid"
+    return find_fixtures(pytestconfig, "camvid")
 
 
 @pytest.fixture(scope="session")

@@ -13,22 +13,27 @@ from regseg_jax.models import variants
 
 NAME = "small_decoder26"
 NUM_CLASSES = 11
-_STAGES = (("stage4", ((16, (1,)),)), ("stage8", ((32, (1,)),)), ("stage16", ((32, (1, 2)),)))
+Stages = tuple[tuple[str, tuple[tuple[int, tuple[int, ...], int], ...]], ...]
+# Blocks of (channels, dilation rates, stride).
+_STAGES = (
+    ("stage4", ((16, (1,), 2),)),
+    ("stage8", ((32, (1,), 2),)),
+    ("stage16", ((32, (1, 2), 2),)),
+)
 
 
 @contextlib.contextmanager
-def small_backbone() -> Iterator[None]:
-    """Puts a backbone of three blocks into the table.
+def small_backbone(name: str = "small", stages: Stages = _STAGES) -> Iterator[None]:
+    """Puts a backbone, of three blocks unless told otherwise, into the table.
 
     PyTorch has one thread meanwhile: two spin, and are slower by far on a busy machine.
     """
 
-    stages = tuple(
-        (stage, tuple(variants.Block(width, rates, 2) for width, rates in blocks))
-        for stage, blocks in _STAGES
+    rows = tuple(
+        (stage, tuple(variants.Block(*block) for block in blocks)) for stage, blocks in stages
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(variants.BACKBONES, "small", variants.Backbone(stages))
+        patch.setitem(variants.BACKBONES, name, variants.Backbone(rows))
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         yield

@@ -1,7 +1,6 @@
-"""`python -m regseg_jax.main` with the small backbones of `small_run` in the table.
+"""`python -m MODULE FLAGS ...` with the small backbones of `small_run` in the table.
 
-It takes the place of the Python interpreter in the launch scripts: its first two arguments,
-`-m regseg_jax.main`, are those that the scripts pass.
+It takes the place of the Python interpreter: `small_main.py -m regseg_jax.main --workdir=...`.
 """
 
 import runpy
@@ -9,7 +8,8 @@ import sys
 
 import small_run
 
-assert sys.argv[1:3] == ["-m", "regseg_jax.main"], sys.argv
+dash_m, module, *arguments = sys.argv[1:]
+assert dash_m == "-m", sys.argv
 assert small_run
-sys.argv = ["regseg_jax.main", *sys.argv[3:]]
-runpy.run_module("regseg_jax.main", run_name="__main__")
+sys.argv = [module, *arguments]
+runpy.run_module(module, run_name="__main__")

@@ -148,3 +148,11 @@ def test_keys_that_are_missing_take_their_defaults():
 def test_keys_that_do_not_exist_are_named():
     with pytest.raises(ValueError, match=r"there are no config keys data\.speed, old_key"):
         unflatten_config({"old_key": 1, "seed": 2, "data.speed": 3})
+
+
+@pytest.mark.parametrize("value", ["", "median_frequency", (1.0, 2.5)])
+def test_class_weights_are_text_or_numbers(value):
+    config = create_default_config()
+    config.loss.class_weights = value
+    assert parse_config(config).loss.class_weights == value
+    assert unflatten_config(flatten_config(parse_config(config))).loss.class_weights == value

@@ -1,145 +1,24 @@
-import functools
+"""The description of a model and of a data set, as commands."""
+
+import json
 import pathlib
 import subprocess
 import sys
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from regseg_jax import describe
-from regseg_jax.models import field_of_view, variants
+from regseg_jax.config import create_default_config
 from regseg_jax.models.regseg import create_model
 
 ROOT = pathlib.Path(__file__).parents[1]
 
-NUM_PARAMETERS = {
-    "exp48_decoder26": 3_334_951,
-    "exp53_decoder29": 6_131_579,
-    "exp43_decoder14": 3_368_023,
-    "regnety600mf_decoder14": 5_688_995,
-    "exp50_decoder4": 3_392_407,
-    "exp43_lraspp": 3_247_082,
-    "exp43_BisenetDecoder": 3_926_007,
-    "exp43_SFNetDecoder": 3_405_079,
-    "exp43_decoder10": 3_295_039,
-    "exp43_decoder12": 3_236_951,
-}
 
-
-@functools.cache
-def count_rows(name, size=(1024, 2048)):
-    return describe.count_rows(create_model(name, num_classes=19), size)
-
-
-@pytest.mark.parametrize(("name", "expected"), NUM_PARAMETERS.items())
-def test_number_of_parameters(name, expected):
-    assert sum(row.num_parameters for row in count_rows(name)) == expected
-
-
-def test_operations_of_regseg():
-    macs = sum(row.macs for row in count_rows("exp48_decoder26"))
-    assert macs == pytest.approx(38.4e9, rel=2e-3)
-
-
-def test_operations_of_each_kind_of_row():
-    macs = {row.name: row.macs for row in count_rows("exp48_decoder26")}
-    assert macs["stem"] == 512 * 1024 * 9 * 3 * 32
-    # A block of two branches: 1x1, 3x3 in groups of 16, squeeze-and-excite, 1x1; no shortcut.
-    assert macs["stage16_7"] == 64 * 128 * 256 * (256 + 9 * 16 + 256) + 2 * 64 * 256
-    # A strided block: the first 1x1 runs before the stride, the shortcut's after its pool.
-    per_pixel_after = 9 * 16 * 256 + 256 * 256 + 128 * 256
-    squeeze_excite = 2 * 32 * 256  # 32 is a quarter of the block's input channels
-    assert macs["stage16_0"] == (
-        128 * 256 * 128 * 256 + 64 * 128 * per_pixel_after + squeeze_excite
-    )
-    assert macs["decoder/conv4"] == 256 * 512 * 9 * (64 + 8) * 64
-
-
-@pytest.mark.parametrize("name", ["exp48_decoder26", "exp53_decoder29", "regnety600mf_decoder14"])
-def test_backbone_rows_agree_with_the_traced_field_of_view(name):
-    layers = field_of_view.trace_field_of_view(variants.get_variant(name).backbone)
-    rows = [row for row in count_rows(name) if not row.name.startswith("decoder/")]
-    assert [row.name for row in rows] == [layer.name for layer in layers]
-    strides = [1024 // row.output_shape[0] for row in rows]
-    assert strides == [layer.stride_after for layer in layers]
-
-
-def test_last_row_is_the_classifier():
-    row = count_rows("exp48_decoder26")[-1]
-    assert (row.name, row.output_shape) == ("decoder/classifier", (256, 512, 19))
-
-
-def test_description():
-    model = create_model("exp48_decoder26", num_classes=19)
-    lines = describe.format_description(model, (1024, 2048)).splitlines()
-    (block,) = [line.split() for line in lines if line.startswith("stage16_7 ")]
-    assert block == [
-        *("stage16_7", "16", "256", "64", "x", "128", "1,", "14", "41", "1119", "202,560", "1.376")
-    ]
-    assert "parameters:    3,334,951" in lines
-    assert "GMACs:         38.35 (convolutions)" in lines
-    assert "field of view: 3807 pixels, 3.72 x 1.86 of the image" in lines
-    assert not any("warning" in line for line in lines)
-
-
-def test_description_of_gaps_odd_sizes_and_pooled_layers():
-    model = create_model("exp30_lraspp", num_classes=2)
-    lines = describe.format_description(model, (721, 961)).splitlines()
-    cells = {line.split()[0]: line.split()[1:6] for line in lines if " x " in line}
-    assert cells["stage4"] == ["4", "48", "181", "x", "241"]
-    assert cells["decoder/gate"][:4] == ["128", "1", "x", "1"]  # without a stride
-    assert lines[-1] == (
-        "warning: stage16_1 has gaps between its taps' fields of view at rate 4; "
-        "the largest rate without is 3"
-    )
-
-
-def test_counting_again_allocates_nothing_and_follows_the_size():
-    num_arrays = len(jax.live_arrays())
-    model = create_model("exp48_decoder26", num_classes=19)
-    for large, row in zip(
-        describe.count_rows(model, (4096, 8192)), count_rows("exp48_decoder26"), strict=True
-    ):
-        assert large.num_parameters == row.num_parameters
-        assert large.macs / row.macs == pytest.approx(16, rel=1e-3)
-    assert len(jax.live_arrays()) == num_arrays
-
-
-@pytest.mark.parametrize("text", ["1024", "0,8", "-4,8", "4.5,8", "a,b", "1,2,3", ""])
-def test_bad_size(text):
-    with pytest.raises(ValueError, match="HEIGHT,WIDTH"):
-        describe.parse_size(text)
-
-
-def draw(name):
-    layers = field_of_view.trace_field_of_view(variants.BACKBONES[name])
-    return np.asarray(describe.draw_field_of_view(name, layers, (1024, 2048)))
-
-
-def find_color(picture, color):
-    return np.argwhere((picture == color).all(-1))
-
-
-def test_chart_shows_every_layer():
-    picture = draw("exp48")
-    points = find_color(picture, (31, 119, 180))  # matplotlib's tab:blue
-    height, width = np.ptp(points, axis=0) / picture.shape[:2]
-    assert height > 0.5
-    assert width > 0.8
-
-
-def test_chart_marks_gaps():
-    red = (214, 39, 40)  # matplotlib's tab:red
-    marks = find_color(draw("exp30"), red)
-    assert np.ptp(marks, axis=0).min() > 50  # a point of the curve, besides the legend's
-    assert len(find_color(draw("exp48"), red)) == 0
-
-
-def test_describe_prints_and_writes(tmp_path, capsys):
+def test_describe_model_prints_and_writes(tmp_path, capsys):
     model = create_model("exp43_decoder12", num_classes=2)
-    describe.describe(model, (64, 96), tmp_path / "new")
+    describe.describe_model(model, (64, 96), tmp_path / "new")
     path = tmp_path / "new" / "field_of_view_exp43_decoder12.png"
     output = capsys.readouterr().out
     assert output.startswith("exp43_decoder12, 2 classes, images of 64 x 96\n")
@@ -148,10 +27,92 @@ def test_describe_prints_and_writes(tmp_path, capsys):
         assert picture.mode == "RGB"
 
 
+def _describe(*arguments: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "regseg_jax.describe", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
 def test_command_with_an_unknown_model():
-    command = [sys.executable, "-m", "regseg_jax.describe", "--model=exp48_decoder99"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    result = _describe("--model=exp48_decoder99")
     assert result.returncode == 1
     assert result.stdout == ""
     (line,) = result.stderr.splitlines()
     assert line.startswith("regseg_jax.describe: error: unknown model 'exp48_decoder99'")
+
+
+@pytest.fixture
+def config(tmp_path):
+    """Three classes: 0, 1 and 2, whose pixels are 1/2, 3/8 and 0; 1/8 is ignored."""
+    label = np.repeat(np.array([0, 0, 0, 0, 1, 1, 1, 255], np.uint8)[None], 8, axis=0)
+    for split, names in (("train", "abc"), ("val", "de")):
+        for name in names:
+            for folder, array in (("images", np.zeros((8, 8, 3), np.uint8)), ("labels", label)):
+                path = tmp_path / split / folder / f"{name}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(array).save(path)
+    config = create_default_config()
+    config.data.source = "folder"
+    config.data.data_dir = str(tmp_path)
+    config.folder.classes = tuple((i, f"c{i}", (i + 1, 9, 9), i) for i in range(3))
+    config.folder.ignored_label_ids = (7, 255)
+    return config
+
+
+def test_describe_data_counts(config, tmp_path, capsys):
+    describe.describe_data(config, tmp_path / "out")
+    found = json.loads((tmp_path / "out" / "data.json").read_text())
+    assert found["images"] == {"train": 3, "val": 2}
+    assert found["sizes"] == {"train": {"8 x 8": 3}, "val": {"8 x 8": 2}}
+    assert found["pixels_per_class"] == {
+        "train": {"c0": 96, "c1": 72, "c2": 0},
+        "val": {"c0": 64, "c1": 48, "c2": 0},
+    }
+    assert found["ignored_pixels"] == {"train": 24, "val": 16}
+    assert found["unused_values"] == {"train": ["2", "7"], "val": ["2", "7"]}
+    assert found["unknown_values"] == {"train": {}, "val": {}}
+    assert found["class_weights"]["median_frequency"] == pytest.approx(
+        {"c0": 84 / 96, "c1": 84 / 72, "c2": 1}
+    )
+    assert [line.split(" holds ")[0] for line in found["warnings"]] == [
+        "warning: no label of the train split",
+        "warning: no label of the val split",
+    ]
+    output = capsys.readouterr().out
+    (row,) = [line.split() for line in output.splitlines() if line.startswith("c1 ")]
+    assert row == ["c1", "72", "42.86", "48", "42.86", "1.167", "2.698"]
+    assert "  ignored: 24 of 192 pixels, 12.50 %" in output
+    with Image.open(tmp_path / "out" / "data.png") as picture:
+        assert picture.mode == "RGB"
+
+
+def test_describe_data_reports_every_problem_at_once(config, tmp_path, capsys):
+    train = tmp_path / "train"
+    Image.fromarray(np.full((8, 8), 99, np.uint8)).save(train / "labels" / "a.png")
+    (train / "images" / "b.png").write_text("nothing")
+    Image.fromarray(np.zeros((8, 8), np.float32)).save(train / "images" / "c.tif")
+    (train / "images" / "c.png").unlink()
+    (tmp_path / "val" / "labels" / "e.png").unlink()
+    with pytest.raises(ValueError, match="4 problems in the data set"):
+        describe.describe_data(config, tmp_path)
+    found = json.loads((tmp_path / "data.json").read_text())
+    assert found["unknown_values"] == {"train": {"99": 64}}
+    assert found["images"] == {"train": 0}
+    parts = ("a.png holds label values [99]", "cannot read", "32-bit floats", "1 images in")
+    problems = sorted(found["problems"])
+    for part in parts:
+        assert sum(part in line for line in problems) == 1, part
+    output = capsys.readouterr().out
+    assert all(f"  {line}" in output.splitlines() for line in problems)
+    assert not (tmp_path / "data.png").exists()
+
+
+def test_command_on_a_folder_without_splits(tmp_path):
+    result = _describe(
+        *("--config=configs/folder.py", f"--config.data.data_dir={tmp_path}", "--data"),
+        f"--output={tmp_path}",
+    )
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].endswith("2 problems in the data set; the list is above")
+    for split in ("train", "val"):
+        assert f"  {split}: there is no folder {tmp_path}/{split}/images" in result.stdout
+    assert (tmp_path / "data.json").exists()

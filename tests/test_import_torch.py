@@ -15,8 +15,8 @@ from regseg_jax.data.dataset import CLASS_TABLES
 from regseg_jax.export.export import export_run
 from regseg_jax.export.torch_model import create_torch_model
 from regseg_jax.import_torch import import_torch
-from regseg_jax.predict import predict
 from regseg_jax.runs import trained as run
+from regseg_jax.runs.predict import Options, predict
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -70,7 +70,7 @@ def test_half_precision_weights_become_float32(tmp_path):
 def test_an_imported_run_predicts_as_pytorch_does(workdir, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (50, 71, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "image.png")
-    predict(workdir, [tmp_path / "image.png"], tmp_path / "out")
+    predict(workdir, [tmp_path / "image.png"], tmp_path / "out", Options(train_ids=True))
     ours = np.asarray(Image.open(tmp_path / "out" / "image.png"))
 
     model = create_torch_model(NAME, NUM_CLASSES).eval()

@@ -1,5 +1,6 @@
 """docs/own_data.md, followed literally in a fresh folder."""
 
+import json
 import os
 import pathlib
 import re
@@ -27,7 +28,7 @@ def test_the_page_as_it_stands(tmp_path):
     commands = [
         line for block in _blocks("") for line in block.splitlines() if line.startswith("python ")
     ]
-    assert len(commands) == 4
+    assert len(commands) == 5
     environment = os.environ | {
         "PATH": f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"
     }
@@ -43,7 +44,10 @@ def test_the_page_as_it_stands(tmp_path):
         ).stdout
         for command in commands
     ]
-    mean_iou = float(re.search(r"mean IoU +([\d.]+)", outputs[2])[1])
+    counts = json.loads((tmp_path / "described/data.json").read_text())
+    assert counts["images"] == {"train": 64, "val": 12}
+    assert counts["problems"] == counts["warnings"] == []
+    mean_iou = float(re.search(r"mean IoU +([\d.]+)", outputs[3])[1])
     assert mean_iou > 50  # 25 for ground alone, at most
     for path in (tmp_path / "shapes/val/images").iterdir():
         with (

@@ -25,8 +25,8 @@ from regseg_jax.benchmark.rows import (
 )
 from regseg_jax.benchmark.workload import MODES, Workload, create_workload
 from regseg_jax.config import PRECISIONS
-from regseg_jax.describe import parse_size
 from regseg_jax.models.regseg import create_model
+from regseg_jax.runtime.arguments import parse_size
 from regseg_jax.runtime.command import run_command
 from regseg_jax.runtime.environment import describe_environment
 from regseg_jax.runtime.files import check_new, write_json
@@ -106,8 +106,8 @@ def main(argv: Sequence[str]) -> None:
         print(f"wrote {values.output}")
 
 
-if __name__ == "__main__":
-    # Not on import, as other commands have flags of the same names.
+def run() -> None:
+    """Defines the flags and runs the command."""
     flags.DEFINE_string("backends", "jax,torch", "jax, torch, or both with a comma between.")
     flags.DEFINE_string("mode", "inference", "inference, or train for a whole training step.")
     flags.DEFINE_string(
@@ -120,3 +120,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer("num_runs", 20, "Timed runs of each row.")
     flags.DEFINE_string("output", None, "JSON file to write; else none.")
     run_command(main, "regseg_jax.benchmark")
+
+
+if __name__ == "__main__":
+    run()

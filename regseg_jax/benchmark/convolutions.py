@@ -18,11 +18,11 @@ from tqdm import tqdm
 
 from regseg_jax.benchmark.timing import summarize
 from regseg_jax.config import PRECISIONS
-from regseg_jax.describe import parse_size
 from regseg_jax.models import variants
 from regseg_jax.ops.conv import grouped_conv
 from regseg_jax.ops.lowerings import applicable_lowerings
 from regseg_jax.reports.tables import format_table
+from regseg_jax.runtime.arguments import parse_size
 from regseg_jax.runtime.command import run_command
 from regseg_jax.runtime.environment import describe_environment
 from regseg_jax.runtime.files import check_new, write_json

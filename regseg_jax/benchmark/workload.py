@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from regseg_jax.describe import count_rows
 from regseg_jax.models.regseg import RegSeg
+from regseg_jax.reports.model_table import count_rows
 
 MODES = ("inference", "train")
 # Largest difference to float32, see `compare`. Rounding gives a small part of these.

@@ -60,7 +60,7 @@ class CachedSource:
         if zlib.crc32(data) != self.checksums[index]:
             raise ValueError(
                 f"{self.path} is damaged at example {index} ({self.names[index]}); delete it, and "
-                "the next start makes it anew"
+                "the next start makes it again"
             )
         image, label = np.split(data, [3 * height * width])
         return {
@@ -77,7 +77,7 @@ class CachedSource:
 def load_cached(folder: str | os.PathLike, name: str, source: Source) -> CachedSource:
     """Opens the cache of a source, or decodes it once and writes it.
 
-    A cache of other files, or one that is truncated, is made anew. Two runs may start at once:
+    A cache of other files, or one that is truncated, is made again. Two runs may start at once:
     the second waits until the first has written the file.
 
     Args:

@@ -22,7 +22,7 @@ def load_centroids(
     """Reads the centroids of a source, or finds them once and keeps them in a file.
 
     A file of other versions of the same images, of another tile size, or one that is truncated is
-    made anew.
+    made again.
 
     Args:
       path: of the file.

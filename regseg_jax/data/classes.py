@@ -3,8 +3,11 @@
 import dataclasses
 from collections.abc import Sequence
 
-IGNORE_LABEL = 255
-_MAX_CLASSES = 254  # a training id is 8 bits: 255 is ignored, 254 marks a fault while decoding
+# The two values of 8-bit labels that are no training ids.
+IGNORE_LABEL = 255  # neither trained on nor scored
+UNKNOWN_LABEL = 254  # while decoding: a value that the class table does not know
+_MAX_CLASSES = UNKNOWN_LABEL
+_MAX_LABEL_ID = 2**24 - 1  # a table of all values up to the largest stays small
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,10 +76,10 @@ def create_class_table(
         what is there twice.
     """
     for value in ignored_label_ids:
-        if not isinstance(value, int) or value < 0:
+        if not _is_label_id(value):
             raise ValueError(
-                f"the class table {name!r} ignores the label id {value!r}; write whole numbers of "
-                "at least 0, as label files hold"
+                f"the class table {name!r} ignores the label id {value!r}; write whole numbers "
+                f"from 0 to {_MAX_LABEL_ID}, as label files hold"
             )
     for color in ignored_colors:
         if not _is_color(color):
@@ -88,7 +91,8 @@ def create_class_table(
         if not _is_row(row):
             raise ValueError(
                 f"the class table {name!r} has the row {row!r}; write (training id, name, "
-                "(red, green, blue), label id), the colour of whole numbers from 0 to 255"
+                "(red, green, blue), label id), the colour of whole numbers from 0 to 255, the id "
+                f"from 0 to {_MAX_LABEL_ID}"
             )
     rows = sorted(rows)
     train_ids = [row[0] for row in rows]
@@ -112,8 +116,12 @@ def create_class_table(
 def _is_row(row: object) -> bool:
     match row:
         case [int(), str(), color, int(label_id)]:
-            return label_id >= 0 and _is_color(color)
+            return _is_label_id(label_id) and _is_color(color)
     return False
+
+
+def _is_label_id(value: object) -> bool:
+    return isinstance(value, int) and 0 <= value <= _MAX_LABEL_ID
 
 
 def _is_color(value: object) -> bool:

@@ -11,13 +11,17 @@ import typing
 from regseg_jax.data import classes
 from regseg_jax.data.cache import load_cached
 from regseg_jax.data.centroids import load_centroids
-from regseg_jax.data.decode import LabelFormat
+from regseg_jax.data.labels import LabelFormat
+from regseg_jax.data.notices import say_once
 from regseg_jax.data.sampling import ClassUniformEpochs, Sampler, ShuffledEpochs
+from regseg_jax.data.sources import holdout
 from regseg_jax.data.sources.cityscapes import load_cityscapes
 from regseg_jax.data.sources.folder import load_folder
-from regseg_jax.data.sources.source import Source, load_camvid
+from regseg_jax.data.sources.locations import find_data_dir
+from regseg_jax.data.sources.source import FolderSource, Source, load_camvid
 from regseg_jax.data.synthetic.scenes import SyntheticScenes
 from regseg_jax.runtime.checks import check_fraction, check_integer, check_one_of, check_size
+from regseg_jax.runtime.packages import require_packages
 
 # The class table of each data set; that of "folder" is the config's own.
 CLASS_TABLES = {
@@ -73,16 +77,21 @@ class FolderConfig:
 
     image_dir: str = "{split}/images"  # inside data_dir
     label_dir: str = "{split}/labels"
-    label_stem: str = "{stem}"  # a label file's name without suffix, from its image's
+    image_stem: str = (
+        "{stem}"  # an image file's name without suffix; {stem}: what its label has too
+    )
+    label_stem: str = "{stem}"  # a label file's name without suffix
     label_format: str = "ids"  # ids, train_ids or colors
     classes: tuple = ()  # rows of (training id, name, (red, green, blue), label id)
     ignored_label_ids: tuple = (255,)
     ignored_colors: tuple = ()
+    val_fraction: float = 0.0  # of the training images, held back as data.eval_split; 0: none
 
     def __post_init__(self) -> None:
         check_one_of("folder.label_format", self.label_format, typing.get_args(LabelFormat))
-        for key, field in (("image_dir", "split"), ("label_dir", "split"), ("label_stem", "stem")):
-            value = getattr(self, key)
+        check_fraction("folder.val_fraction", self.val_fraction)
+        for key in ("image_dir", "label_dir", "image_stem", "label_stem"):
+            value, field = getattr(self, key), "split" if key.endswith("dir") else "stem"
             try:
                 value.format(**{field: "x"})
             except (KeyError, ValueError, IndexError):
@@ -90,6 +99,8 @@ class FolderConfig:
                     f"config.folder.{key} is {value!r}; the only field that it may have is "
                     f"{{{field}}}"
                 ) from None
+            if field == "stem" and value.count("{stem}") != 1:
+                raise ValueError(f"config.folder.{key} is {value!r}; it must have {{stem}} once")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,38 +131,95 @@ class Dataset:
             "config.folder.classes", folder.classes, folder.ignored_label_ids, folder.ignored_colors
         )
 
-    def create_source(self, split: str) -> Source:
+    def create_source(self, split: str, workdir: str | os.PathLike | None = None) -> Source:
         """The examples of a split.
 
+        Args:
+          split: its name.
+          workdir: of the run, which may have written down the images that are held back.
+
         Raises:
-          ValueError: if `data_dir` is not set, or files are missing; names them.
+          ValueError: if there is no data set, or files are missing; names them, or says how to get
+            it.
         """
         config, class_table = self.config, self.class_table
         if config.source == "synthetic":
             return self._draw_scenes(split)
-        if not config.data_dir:
-            raise ValueError(
-                "config.data.data_dir is empty; add --config.data.data_dir=FOLDER, the folder that "
-                f"holds the {config.source} data set"
-            )
+        data_dir = find_data_dir(config.source, config.data_dir)
         match config.source:
             case "camvid":
-                return load_camvid(config.data_dir, split, class_table)
+                return load_camvid(data_dir, split, class_table)
             case "cityscapes":
-                return load_cityscapes(config.data_dir, split, class_table)
+                return load_cityscapes(data_dir, split, class_table)
             case "tfds":
+                require_packages(
+                    "config.data.source 'tfds'",
+                    ("tensorflow_datasets",),
+                    "tensorflow-datasets importlib_resources (regseg_jax's extra [tfds])",
+                )
                 from regseg_jax.data.sources.tfds import TfdsCityscapes  # takes seconds to import
 
-                return TfdsCityscapes(config.data_dir, split, class_table)
+                return TfdsCityscapes(data_dir, split, class_table)
+        return self._load_folder(split, workdir)
+
+    def _load_folder(self, split: str, workdir: str | os.PathLike | None) -> FolderSource:
+        data, folder = self.config, self.folder
+        if "{split}" not in folder.image_dir and not folder.val_fraction:
+            say_once(
+                "config.folder.image_dir has no {split}, so that every split is the same images; "
+                "config.folder.val_fraction holds some back",
+                folder.image_dir,
+            )
+        splits = (data.train_split, data.eval_split)
+        if not folder.val_fraction or split not in splits:
+            return self._load_whole_folder(split)
+        if self._has_folder(data.eval_split):
+            if split == data.eval_split:
+                return self._load_whole_folder(split)
+            raise ValueError(
+                f"config.folder.val_fraction is {folder.val_fraction}, but there is a split "
+                f"{data.eval_split!r} already; set val_fraction to 0, or config.data.eval_split to "
+                "a new name"
+            )
+        if data.train_split == data.eval_split:
+            raise ValueError(
+                f"config.folder.val_fraction is {folder.val_fraction}, but train_split and "
+                f"eval_split are both {data.train_split!r}; set config.data.eval_split=val"
+            )
+        source = self._load_whole_folder(data.train_split)
+        train, val = holdout.hold_out(source, self._choose_val_names(source, workdir))
+        return train if split == data.train_split else val
+
+    def _has_folder(self, split: str) -> bool:
+        """Whether a split other than the training split has images of its own."""
+        image_dir = self.folder.image_dir
+        path = pathlib.Path(self.config.data_dir) / image_dir.format(split=split)
+        return "{split}" in image_dir and split != self.config.train_split and path.is_dir()
+
+    def _load_whole_folder(self, split: str) -> FolderSource:
         return load_folder(
-            config.data_dir,
+            self.config.data_dir,
             split,
-            class_table,
+            self.class_table,
             image_dir=self.folder.image_dir,
             label_dir=self.folder.label_dir,
+            image_stem=self.folder.image_stem,
             label_stem=self.folder.label_stem,
             label_format=self.folder.label_format,
         )
+
+    def _choose_val_names(
+        self, source: FolderSource, workdir: str | os.PathLike | None
+    ) -> tuple[str, ...]:
+        names = holdout.load_names(pathlib.Path(workdir)) if workdir else None
+        return names or holdout.choose_names(source, self.folder.val_fraction, self.seed)
+
+    def keep_val_split(self, workdir: str | os.PathLike) -> None:
+        """Writes `val_split.json`, the names of the images that are held back, if any are."""
+        if self.config.source == "folder" and self.folder.val_fraction:
+            source = self._load_whole_folder(self.config.train_split)
+            names = self._choose_val_names(source, workdir)
+            holdout.save_names(pathlib.Path(workdir), names, self.folder.val_fraction, self.seed)
 
     def _draw_scenes(self, split: str) -> SyntheticScenes:
         config = self.config

@@ -1,48 +1,215 @@
-"""Image and label files as arrays, and raw label values as training ids."""
+"""Image files as RGB arrays: the one place that decides suffixes, modes and orientation.
 
-import functools
+Every file is read as people see it: turned upright as its EXIF orientation says. What becomes of
+each of Pillow's modes:
+
+    1, L, P, RGB, CMYK, YCbCr, HSV  RGB, as Pillow converts
+    LAB                             sRGB, by littleCMS
+    LA, PA, RGBA                    the colours as stored, transparency ignored; said once
+    16-bit grey (I;16 and so on)    value >> 8 in three equal channels; said once
+    F, other I                      refused: their range is not known
+
+Labels are not images: `labels.py` reads them as stored.
+"""
+
+import io
 import os
 import pathlib
-from typing import Literal
+import struct
+from typing import Literal, NamedTuple
 
 import imagecodecs
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
-from regseg_jax.data.classes import IGNORE_LABEL, ClassTable
+from regseg_jax.data.notices import say_once
 
-# One channel of raw label ids, one of training ids, or RGB colours.
-LabelFormat = Literal["ids", "train_ids", "colors"]
+# To be raised by whoever changes what a file decodes to: files made from decoded ones (the cache,
+# the centroids) are then made again.
+DECODER_VERSION = 2
 
-# In the lookup tables: a value that the class table does not know.
-_UNKNOWN = 254
+# The user's own files: a large one is no attack. Pillow would refuse 179 million pixels.
+Image.MAX_IMAGE_PIXELS = None
+
+# Formats of Pillow that are no pictures of pixels, or that other programs use the suffixes of.
+_NOT_IMAGES = {
+    *("BUFR", "GRIB", "HDF5", "IPTC"),  # data
+    *("EPS", "WMF"),  # vectors, drawn by other programs
+    *("FLI", "MPEG"),  # video
+    *("CUR", "ICNS", "ICO"),  # icons
+    *("GBR", "PCD"),  # as suffixes mostly circuit boards and point clouds
+}
+
+# The suffixes of image files, in lower case. Pillow registers `.mpo` for writing alone.
+IMAGE_SUFFIXES = frozenset(
+    suffix
+    for suffix, name in (Image.registered_extensions() | {".mpo": "JPEG"}).items()
+    if name in Image.OPEN and name not in _NOT_IMAGES
+)
+
+# EXIF orientations: what turns the stored picture upright, and what turns it back.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_BACK = {**_UPRIGHT, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+
+# Modes that Pillow converts to RGB in one step or, with premultiplied colours, in two.
+_PLAIN_MODES = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV")
+_ALPHA_MODES = {"LA": "LA", "PA": "RGBA", "RGBA": "RGBA", "La": "LA", "RGBa": "RGBA"}
+_REFUSED_MODES = {"F": "32-bit floats", "I": "32-bit integers"}
 
 # Of PNG files: bit depth and colour type in the header, and the shape that follows from them.
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_HEADERS = {"L": bytes((8, 0)), "RGB": bytes((8, 2))}
 _PNG_CHANNELS = {"L": (), "RGB": (3,)}
+# Where an orientation may be: a chunk, and the keywords of text chunks.
+_PNG_EXIF, _PNG_TEXTS = b"eXIf", (b"iTXt", b"tEXt", b"zTXt")
+_PNG_KEYWORDS = (b"XML:com.adobe.xmp", b"Raw profile type exif")
+
+
+class OpenedImage(NamedTuple):
+    """An image file.
+
+    Attributes:
+      image: loaded, not turned; of TIFF files, which Pillow turns itself, upright.
+      format: PNG, JPEG and so on.
+      raw_mode: how the file stores the values, such as `L;4`; the mode where it is not known.
+      orientation: of EXIF, 1 to 8.
+    """
+
+    image: Image.Image
+    format: str
+    raw_mode: str
+    orientation: int
+
+    def upright(self) -> Image.Image:
+        """The picture as people see it."""
+        return self._turn(_UPRIGHT, self.format != "TIFF")
+
+    def as_stored(self) -> Image.Image:
+        """The picture without regard to the orientation."""
+        return self._turn(_BACK, self.format == "TIFF")
+
+    def _turn(self, turns: dict[int, Image.Transpose], needed: bool) -> Image.Image:
+        turned = needed and self.orientation in turns
+        return self.image.transpose(turns[self.orientation]) if turned else self.image
 
 
 def load_image(path: str | os.PathLike) -> np.ndarray:
-    """Reads an image file as uint8[H, W, 3].
+    """Reads an image file as uint8[H, W, 3], upright.
+
+    Raises:
+      ValueError: if it is no image, is truncated, cannot be opened, or has values without a range.
+    """
+    image = read_plain_png(path, "RGB")
+    if image is not None:
+        return image
+    opened = open_image(path)
+    return np.asarray(opened._replace(image=_to_rgb(opened, path)).upright())
+
+
+def read_image_size(path: str | os.PathLike) -> tuple[int, int]:
+    """Height and width of an image file as `load_image` reads it, from its header alone.
+
+    Raises:
+      ValueError: if it is no image or cannot be opened.
+    """
+    opened = open_image(path, load=False)
+    width, height = opened.image.size
+    if opened.format != "TIFF" and opened.orientation >= 5:  # lies on its side
+        return width, height
+    return height, width
+
+
+def open_image(path: str | os.PathLike, load: bool = True) -> OpenedImage:
+    """Opens an image file.
+
+    Args:
+      path: of the file; of several frames the first is read, which is said once.
+      load: whether to read the pixels too, not the header alone.
 
     Raises:
       ValueError: if it is no image, is truncated or cannot be opened.
     """
-    image = _read_plain_png(path, "RGB")
-    return np.asarray(_open(path).convert("RGB")) if image is None else image
+    try:
+        # From an open file, for what Pillow maps into memory by its name it misreads in TIFF files
+        # that lie on their side.
+        with open(path, "rb") as file:
+            # Pillow would decode all of a PNG file to look for an orientation.
+            may_be_turned = load or not _is_png(file) or _has_png_metadata(file)
+            file.seek(0)
+            image = Image.open(file)
+            raw_mode = _get_raw_mode(image)
+            # Before the pixels are loaded: Pillow then forgets that of a TIFF file.
+            orientation = _read_orientation(image) if may_be_turned else 1
+            if load:
+                image.load()
+            has_frames = getattr(image, "is_animated", False) and image.format != "MPO"
+    except UnidentifiedImageError:
+        raise ValueError(
+            f"cannot read {path}: no image format is recognised; restore the file or take it out "
+            "of the data set"
+        ) from None
+    except Exception as error:  # Pillow's readers raise whatever a broken file leads them to
+        reason = str(error) or type(error).__name__
+        raise ValueError(
+            f"cannot read {path}: {reason}; restore the file or take it out of the data set"
+        ) from None
+    if has_frames:
+        say_once("of files with several frames or pages only the first one is read", path)
+    return OpenedImage(image, image.format, raw_mode, orientation)
 
 
-def _read_plain_png(path: str | os.PathLike, mode: Literal["L", "RGB"]) -> np.ndarray | None:
+def _get_raw_mode(image: Image.Image) -> str:
+    args = image.tile[0].args if image.tile else None
+    if isinstance(args, tuple) and args:
+        args = args[0]
+    return args if isinstance(args, str) else image.mode
+
+
+def _read_orientation(image: Image.Image) -> int:
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except (ValueError, SyntaxError, TypeError, KeyError, struct.error):
+        return 1  # EXIF data that are damaged say nothing
+    return orientation if orientation in _UPRIGHT else 1
+
+
+def _is_png(file: io.BufferedIOBase) -> bool:
+    file.seek(0)
+    return file.read(len(_PNG_SIGNATURE)) == _PNG_SIGNATURE
+
+
+def _has_png_metadata(file: io.BufferedIOBase) -> bool:
+    """Whether a chunk of the file may hold an orientation."""
+    file.seek(len(_PNG_SIGNATURE))
+    while len(header := file.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", header)
+        start = file.tell()
+        if kind == _PNG_EXIF or (kind in _PNG_TEXTS and file.read(32).startswith(_PNG_KEYWORDS)):
+            return True
+        file.seek(start + length + 4)  # past the checksum
+    return False
+
+
+def read_plain_png(path: str | os.PathLike, mode: Literal["L", "RGB"]) -> np.ndarray | None:
     """Decodes a PNG of 8 bits a channel in half of Pillow's time.
 
     Returns:
-      What Pillow gives; None for a file of another kind and for one that cannot be read, which
-      Pillow then explains.
+      What Pillow gives; None for a file of another kind, one that may have an orientation, and
+      one that cannot be read, which Pillow then explains.
     """
     try:
         data = pathlib.Path(path).read_bytes()
         if data[:8] != _PNG_SIGNATURE or data[24:26] != _PNG_HEADERS[mode]:
+            return None
+        if _has_png_metadata(io.BytesIO(data)):
             return None
         array = imagecodecs.png_decode(data)
     except (OSError, imagecodecs.PngError):
@@ -50,107 +217,31 @@ def _read_plain_png(path: str | os.PathLike, mode: Literal["L", "RGB"]) -> np.nd
     return array if array.shape[2:] == _PNG_CHANNELS[mode] else None  # transparency adds one
 
 
-def read_image_size(path: str | os.PathLike) -> tuple[int, int]:
-    """Height and width of an image file, from its header alone.
-
-    Raises:
-      ValueError: if it is no image or cannot be opened.
-    """
-    width, height = _open(path, load=False).size
-    return height, width
-
-
-def _open(path: str | os.PathLike, load: bool = True) -> Image.Image:
-    try:
-        with Image.open(path) as image:  # closes the file also where it cannot be read
-            if load:
-                image.load()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(
-            f"cannot read {path}: {error}; restore the file or take it out of the data set"
-        ) from None
-    return image
-
-
-def load_label(path: str, table: ClassTable, label_format: LabelFormat) -> np.ndarray:
-    """Reads a label file as uint8[H, W] of training ids or `IGNORE_LABEL`.
-
-    Raises:
-      ValueError: if it cannot be read or holds a value that the class table does not know.
-    """
-    return to_train_ids(_load_raw_label(path, label_format), table, label_format, path)
+def _to_rgb(opened: OpenedImage, path: str | os.PathLike) -> Image.Image:
+    image = opened.image
+    if image.mode in _PLAIN_MODES:
+        if "transparency" in image.info and image.mode in ("L", "P", "RGB"):
+            _say_transparent(path)
+        return image.convert("RGB")
+    if image.mode in _ALPHA_MODES:
+        image = image.convert(_ALPHA_MODES[image.mode])
+        if image.getchannel("A").getextrema()[0] < 255:
+            _say_transparent(path)
+        return image.convert("RGB")
+    if image.mode == "LAB":
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        return ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+    # Of 32-bit integers, only what Pillow makes of 16-bit files has a known range.
+    if image.mode.startswith("I;16") or (image.mode == "I" and opened.format in ("PNG", "PPM")):
+        bits = 12 if opened.raw_mode == "I;12" else 16
+        say_once(f"images of {bits}-bit grey are read as value >> {bits - 8}", path)
+        return Image.fromarray((np.asarray(image) >> (bits - 8)).astype(np.uint8)).convert("RGB")
+    kind = _REFUSED_MODES.get(image.mode, "another kind")
+    raise ValueError(
+        f"{path} has values of {kind} (mode {image.mode}), whose range is not known; scale them "
+        "to 0 to 255 and save it as an 8-bit PNG"
+    )
 
 
-def _load_raw_label(path: str, label_format: LabelFormat) -> np.ndarray:
-    """Returns int[H, W]: the raw id, or the colour as one number 0xRRGGBB."""
-    if label_format == "colors":
-        red, green, blue = np.moveaxis(load_image(path).astype(np.int32), -1, 0)
-        return (red << 16) | (green << 8) | blue
-    if (label := _read_plain_png(path, "L")) is not None:
-        return label
-    image = _open(path)
-    if image.mode not in ("L", "P", "I", "I;16"):
-        raise ValueError(
-            f"{path} has mode {image.mode}, not one channel of label ids; "
-            "save label ids as 8-bit greyscale PNG"
-        )
-    return np.asarray(image)
-
-
-def to_train_ids(
-    raw: np.ndarray, table: ClassTable, label_format: LabelFormat, path: str
-) -> np.ndarray:
-    """Translates raw label values.
-
-    Args:
-      raw: int[H, W], raw ids, training ids, or colours as numbers 0xRRGGBB.
-      table: the classes.
-      label_format: which of the three.
-      path: of the file, for the message.
-
-    Returns:
-      uint8[H, W], training ids or `IGNORE_LABEL`.
-
-    Raises:
-      ValueError: names the values that the table does not know.
-    """
-    lookup = _create_lookup(table, label_format)
-    index = raw
-    if raw.dtype.itemsize > 1:  # 8 bits are always inside the table
-        index = np.where((raw < 0) | (raw >= len(lookup)), len(lookup) - 1, raw)
-    label = np.take(lookup, index)
-    unknown = label == _UNKNOWN
-    if unknown.any():
-        values = np.unique(raw[unknown]).tolist()[:8]
-        is_color = label_format == "colors"
-        raise ValueError(
-            f"{path} holds label {'colours' if is_color else 'values'} "
-            f"{[_unpack(value) for value in values] if is_color else values} "
-            f"that the class table {table.name!r} does not know; mend the file or add "
-            "them to the table's ignored ones"
-        )
-    return label
-
-
-@functools.lru_cache(maxsize=4)
-def _create_lookup(table: ClassTable, label_format: LabelFormat) -> np.ndarray:
-    """uint8[n], the training id of each raw value; the last one is unknown always."""
-    if label_format == "colors":
-        values, ignored = [*map(_pack, table.colors)], [*map(_pack, table.ignored_colors)]
-    elif label_format == "ids":
-        values, ignored = table.label_ids, table.ignored_label_ids
-    else:
-        values, ignored = range(table.num_classes), (IGNORE_LABEL,)
-    lookup = np.full(max(256, *values, *ignored) + 2, _UNKNOWN, np.uint8)
-    lookup[list(ignored)] = IGNORE_LABEL
-    lookup[list(values)] = np.arange(table.num_classes)
-    return lookup
-
-
-def _pack(color: tuple[int, int, int]) -> int:
-    red, green, blue = color
-    return (red << 16) | (green << 8) | blue
-
-
-def _unpack(value: int) -> tuple[int, int, int]:
-    return value >> 16, (value >> 8) & 255, value & 255
+def _say_transparent(path: str | os.PathLike) -> None:
+    say_once("transparency is ignored: the colours stored under it are read", path)

@@ -1,12 +1,13 @@
 """Host-side input: Grain reads, decodes in worker processes, batches and prefetches.
 
-Batches are dicts of numpy arrays, this process's share of the global batch. Augmentation is not
+Batches are dicts of numpy arrays, this process's part of the global batch. Augmentation is not
 done here but on the device (`augment.py`).
 """
 
 import collections
 import contextlib
 import dataclasses
+import gc
 from collections.abc import Iterator
 
 import grain
@@ -211,7 +212,22 @@ def _iterate(dataset: grain.MapDataset, num_workers: int) -> Iterator[Iterator[B
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
         workers = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2)
         iterator = iter(dataset.to_iter_dataset(options).mp_prefetch(workers))
+    batches = _copy_batches(iterator)
     try:
-        yield iterator
+        yield batches
     finally:
-        iterator.close()  # ends the worker processes and frees their shared memory
+        batches.close()
+        iterator.close()  # ends the worker processes
+        del iterator
+        if num_workers:
+            gc.collect()  # Grain's iterators are in reference cycles, and hold shared memory
+
+
+def _copy_batches(iterator: Iterator[Batch]) -> Iterator[Batch]:
+    """The batches in memory of their own.
+
+    Grain hands out arrays in shared memory, freed when the array is. One that a command still
+    holds when it ends is never freed, and Python warns of leaked shared memory.
+    """
+    for batch in iterator:
+        yield {name: np.array(array) for name, array in batch.items()}

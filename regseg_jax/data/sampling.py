@@ -82,7 +82,7 @@ class ClassUniformEpochs:
     The author's rule (NVIDIA's class-uniform sampling): of N images, `int((1 - share) * N)` are
     drawn without replacement and cropped anywhere, and for each class
     `int(share * N / num_classes)` centroids of it, each once before any comes twice. A class that
-    no image shows is left out. All is shuffled, and drawn anew for every epoch.
+    no image shows is left out. All is shuffled, and drawn again for every epoch.
 
     Attributes:
       num_examples: of the source.

@@ -5,8 +5,8 @@ python -m regseg_jax.export --workdir=RUN --format=safetensors --output=regseg.s
 
 from absl import flags
 
-from regseg_jax.describe import parse_size
 from regseg_jax.export.export import DTYPES, FORMATS, export_run
+from regseg_jax.runtime.arguments import parse_size
 from regseg_jax.runtime.command import run_command
 
 FLAGS = flags.FLAGS
@@ -28,7 +28,8 @@ def main(argv: list[str]) -> None:
     print(f"wrote {FLAGS.output}")
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """Defines the flags and runs the command."""
     flags.DEFINE_string("workdir", None, "The run whose best checkpoint is exported.")
     flags.DEFINE_enum("format", None, list(FORMATS), "The kind of file.")
     flags.DEFINE_string("output", None, "The file to write; it must not exist.")
@@ -37,3 +38,7 @@ if __name__ == "__main__":
     flags.DEFINE_enum("dtype", "float32", DTYPES, "Of the weights; for --format=safetensors.")
     flags.mark_flags_as_required(["workdir", "format", "output"])
     run_command(main, "regseg_jax.export")
+
+
+if __name__ == "__main__":
+    run()

@@ -23,11 +23,11 @@ try:
 except ImportError as error:
     sys.exit(f"regseg_jax.export.agreement: error: {error}; pip install -r requirements-dev.txt")
 
-from regseg_jax.data.sources.source import load_image
+from regseg_jax.data.decode import load_image
 from regseg_jax.export import onnx_format, stablehlo_format, torch_format
 from regseg_jax.export.export import create_run_metadata
 from regseg_jax.export.torch_model import fuse_batch_norm
-from regseg_jax.predict import find_images
+from regseg_jax.prediction.inputs import find_inputs
 from regseg_jax.reports.tables import format_table
 from regseg_jax.runs.counters import load_counters
 from regseg_jax.runs.trained import TrainedRun, load_run
@@ -90,7 +90,7 @@ def compare(workdir: str | os.PathLike, paths: Sequence[str | os.PathLike]) -> l
     Raises:
       ValueError: if the run or an image cannot be read, or the run is not of float32.
     """
-    images = find_images(paths)
+    images = [entry.path for entry in find_inputs(paths).images]
     trained = load_run(workdir)
     if trained.config.precision != "float32":
         raise ValueError(
@@ -143,7 +143,7 @@ def main(argv: list[str]) -> None:
     ]
     print(format_table(("form", "largest difference", "in deviations", "pixels differ"), cells))
     if values.output:
-        num_images = len(find_images(argv))
+        num_images = len(find_inputs(argv).images)
         write_json(values.output, {**describe_environment(), "images": num_images, "rows": rows})
         print(f"wrote {values.output}")
 

@@ -21,10 +21,10 @@ def fold_batch_norm(variables: dict[str, Any], dtype: DTypeLike) -> dict[str, An
 
     Args:
       variables: {"params", "batch_stats"}, f32 or f64; of any model of the tables or a search.
-      dtype: that the model computes in. Arrays are cast to it once, after folding.
+      dtype: that the model computes in. Kernels and biases are cast to it once, after folding.
 
     Returns:
-      {"params"}, of that dtype.
+      {"params"}, kernels and biases of that dtype.
 
     Raises:
       ValueError: if a batch norm has no convolution before it.
@@ -46,7 +46,9 @@ def fold_batch_norm(variables: dict[str, Any], dtype: DTypeLike) -> dict[str, An
         for kernel, size in zip(kernels, sizes, strict=True):
             folded[kernel] = params[kernel] * multiplier[start : start + size]
             start += size
-    return {"params": jax.tree.map(lambda x: x.astype(dtype), unflatten_dict(folded))}
+    # Real dilation rates of a search stay float32: half precision would move the taps.
+    cast = {k: x.astype(dtype) if k[-1] in ("kernel", "bias") else x for k, x in folded.items()}
+    return {"params": unflatten_dict(cast)}
 
 
 def _find_kernels(params: dict[tuple[str, ...], Array], conv: tuple[str, ...]) -> list[tuple]:

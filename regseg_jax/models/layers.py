@@ -158,8 +158,10 @@ class SqueezeExcite(nn.Module):
     def __call__(self, x: Array) -> Array:
         """[B, H, W, C] -> [B, H, W, C]."""
         if x.dtype.itemsize == 2:
-            # XLA computes in float32 and would store that too, twice as large, to read it twice.
-            x = jax.lax.optimization_barrier(x)
+            # On GPUs XLA would store the float32 values that it computed, twice as large.
+            x = jax.lax.platform_dependent(
+                x, cuda=jax.lax.optimization_barrier, default=lambda x: x
+            )
         scale = global_mean(x)
         scale = Conv(self.hidden_channels, use_bias=True, dtype=self.dtype, name="conv1")(scale)
         scale = Conv(x.shape[-1], use_bias=True, dtype=self.dtype, name="conv2")(nn.relu(scale))

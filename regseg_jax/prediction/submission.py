@@ -3,7 +3,6 @@
 import os
 import pathlib
 import zlib
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,6 +12,7 @@ from tqdm import tqdm
 
 from regseg_jax.data.classes import ClassTable
 from regseg_jax.data.sources.source import Source
+from regseg_jax.prediction.engine import Failures, Predictor, predict_all
 from regseg_jax.runtime.files import replacing
 
 # The PNG text that says which checkpoint a file is of.
@@ -41,7 +41,7 @@ def compute_fingerprint(variables: Any) -> str:
 
 def write_label_ids(
     source: Source,
-    predict_one: Callable[[np.ndarray], np.ndarray],
+    predictor: Predictor,
     class_table: ClassTable,
     output: str | os.PathLike,
     fingerprint: str,
@@ -49,12 +49,12 @@ def write_label_ids(
     """Writes `NAME.png` for each example: its raw label ids, one channel of 8 bits.
 
     NAME is the image file's, such as `berlin_000000_000019_leftImg8bit`; the Cityscapes server
-    looks for the city, sequence and frame that it starts with. Files are whole or not there, and
-    those of an earlier start with the same checkpoint are kept.
+    looks for the city, sequence and frame that it starts with. Writing is atomic, and the files of
+    an earlier start with the same checkpoint are kept.
 
     Args:
       source: the split.
-      predict_one: an image uint8[H, W, 3] to its training ids uint8[H, W].
+      predictor: of its images.
       class_table: the label id of each training id.
       output: a folder; created where missing.
       fingerprint: of the checkpoint, see `compute_fingerprint`.
@@ -63,8 +63,8 @@ def write_label_ids(
       The paths, one for each example.
 
     Raises:
-      ValueError: if an image cannot be read, two have one name, a label id does not fit 8 bits,
-        or output holds the predictions of another checkpoint.
+      ValueError: if an image cannot be read, two have one name, or output holds the predictions of
+        another checkpoint, after all others are written; if a label id does not fit 8 bits.
     """
     if max(class_table.label_ids) > 255:
         raise ValueError(
@@ -74,19 +74,30 @@ def write_label_ids(
     output = pathlib.Path(output)
     output.mkdir(parents=True, exist_ok=True)
     label_ids = np.array(class_table.label_ids, np.uint8)
-    written: dict[pathlib.Path, None] = {}
-    for index in tqdm(range(len(source)), desc="predicting", unit="image", disable=None):
+    paths: dict[int, pathlib.Path] = {}
+    owners: dict[pathlib.Path, int] = {}
+
+    def load(index: int) -> np.ndarray | None:
         example = source[index]
-        path = output / f"{example['name']}.png"
-        if path in written:
+        paths[index] = path = output / f"{example['name']}.png"
+        if owners.setdefault(path, index) != index:
             raise ValueError(
                 f"two images are called {example['name']} and would both write {path}; give them "
                 "names of their own"
             )
-        if not _is_done(path, example["image"].shape[:2], fingerprint):
-            _save(label_ids[predict_one(example["image"])], path, fingerprint)
-        written[path] = None
-    return list(written)
+        image = example["image"]
+        return None if _is_done(path, image.shape[:2], fingerprint) else image
+
+    def write(index: int, image: np.ndarray, prediction: np.ndarray) -> None:
+        del image
+        _save(label_ids[prediction], paths[index], fingerprint)
+
+    failures = Failures()
+    done = predict_all(range(len(source)), load, predictor, write, failures)
+    for _ in tqdm(done, desc="predicting", total=len(source), unit="image", disable=None):
+        pass
+    failures.raise_any(len(source))
+    return [paths[index] for index in range(len(source))]
 
 
 def _is_done(path: pathlib.Path, size: tuple[int, int], fingerprint: str) -> bool:

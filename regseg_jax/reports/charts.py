@@ -1,4 +1,4 @@
-"""Charts of a run: its curves and the IoU of each class."""
+"""Charts: a run's curves, the IoU of each class, a model's field of view."""
 
 from collections.abc import Sequence
 
@@ -9,6 +9,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from regseg_jax.data.classes import ClassTable
+from regseg_jax.models import field_of_view
+from regseg_jax.models.field_of_view import LayerFieldOfView
 
 
 def draw_curves(records: Sequence[dict], split: str) -> Image.Image:
@@ -99,6 +101,62 @@ def _plot_series(axes: Axes, steps: np.ndarray, values: np.ndarray, color: str) 
         axes.plot(steps, values, color=color, linewidth=1.5, marker=marker, markersize=4)
     else:
         axes.text(0.5, 0.5, "no values yet", transform=axes.transAxes, ha="center", va="center")
+
+
+def draw_field_of_view(
+    name: str, layers: Sequence[LayerFieldOfView], size: tuple[int, int]
+) -> Image.Image:
+    """Charts how the field of view grows with depth, under the largest that the bound allows.
+
+    Args:
+      name: of the model, for the title.
+      layers: as `field_of_view.trace_field_of_view` returns them.
+      size: the image's height and width, drawn as lines to compare with.
+
+    Returns:
+      An RGB picture.
+    """
+    positions = np.arange(len(layers))
+    seen = np.array([layer.field_of_view_after for layer in layers])
+    allowed = [
+        field_of_view.widen(
+            layer.field_of_view_before, layer.stride_before, layer.max_dilation_rate
+        )
+        for layer in layers
+    ]
+    figure = Figure(figsize=(12, 6.5), dpi=100, layout="constrained")
+    axes = figure.subplots()
+    axes.set_yscale("log", base=2)
+    axes.yaxis.set_major_formatter("{x:.0f}")
+    axes.grid(alpha=0.3)
+    axes.plot(positions, allowed, "--", color="tab:gray", label="with the largest rate, no gaps")
+    axes.plot(positions, seen, "o-", color="tab:blue", label="field of view")
+    gaps = [i for i, layer in enumerate(layers) if layer.rates_with_gaps]
+    if gaps:
+        axes.plot(gaps, seen[gaps], "o", color="tab:red", label="with gaps", zorder=3)
+    for side, length, color in zip(
+        ("height", "width"), size, ("tab:green", "tab:orange"), strict=True
+    ):
+        axes.axhline(length, linestyle=":", color=color, label=f"image {side}, {length}")
+    for i, layer in enumerate(layers):
+        rates = ",".join(map(str, layer.dilation_rates))
+        axes.annotate(
+            rates,
+            (i, seen[i]),
+            (0, -9),
+            textcoords="offset points",
+            ha="center",
+            va="top",
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
+        )
+    labels = [f"{layer.name} (1/{layer.stride_before})" for layer in layers]
+    axes.set_ylim(bottom=1)  # after plotting: before, it would fix the top too
+    axes.set_xticks(positions, labels, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_xlabel("3x3 convolution (stride of its input)")
+    axes.set_ylabel("pixels")
+    axes.set_title(f"{name}: field of view {seen[-1]}; dilation rates below the points")
+    axes.legend(loc="upper left")
+    return render_figure(figure)
 
 
 def render_figure(figure: Figure) -> Image.Image:

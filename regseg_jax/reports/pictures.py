@@ -100,21 +100,26 @@ def draw_panel(
 
 
 def draw_overlay(
-    image: np.ndarray, prediction: np.ndarray, class_table: ClassTable, alpha: float = 0.5
+    image: np.ndarray,
+    prediction: np.ndarray,
+    class_table: ClassTable,
+    alpha: float = 0.5,
+    legend: bool = True,
 ) -> Image.Image:
-    """Lays the prediction's colours over the image at full size, with a legend beneath.
+    """Lays the prediction's colours over the image at full size.
 
     Args:
       image: uint8 [H, W, 3].
       prediction: training ids, integers [H, W]. Pixels of IGNORE_LABEL show the image alone.
-      class_table: the classes; the legend has those that the prediction contains.
+      class_table: the classes.
       alpha: the weight of the colours, in [0, 1].
+      legend: whether the classes that the prediction contains are named beneath.
 
     Returns:
       An RGB picture whose first H rows are the overlay.
 
     Raises:
-      ValueError: if the shapes disagree, a value is not in the table, or alpha not in [0, 1].
+      ValueError: if the shapes disagree, a value is not in the class table or alpha is no weight.
     """
     image, prediction = np.asarray(image), np.asarray(prediction)
     _check_shapes(image, prediction=prediction)
@@ -123,11 +128,16 @@ def draw_overlay(
     ignored = prediction == IGNORE_LABEL
     colors = np.where(ignored[..., None], image, colorize(prediction, class_table))
     blended = Image.blend(Image.fromarray(image), Image.fromarray(colors), alpha)
+    if not legend:
+        return blended
     present = [i for i in np.unique(prediction).tolist() if i != IGNORE_LABEL]
-    legend = _draw_swatches(
-        _legend_entries(class_table, present), image.shape[1], _font_size(image.shape[1])
-    )
-    return _stack(blended, legend)
+    return _stack(blended, draw_legend(class_table, present, image.shape[1]))
+
+
+def draw_legend(class_table: ClassTable, train_ids: Sequence[int], width: int) -> Image.Image:
+    """A strip of this width, in pixels, with the colours and names of some classes."""
+    entries = _legend_entries(class_table, train_ids)
+    return _draw_swatches(entries, width, _font_size(width))
 
 
 def save_png(image: Image.Image | np.ndarray, path: str | os.PathLike) -> None:

@@ -33,7 +33,7 @@ def evaluate_run(config: ConfigDict, workdir: str | os.PathLike) -> Scores:
     data_dir = config.data.data_dir or saved.data.data_dir
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, data_dir=data_dir))
     dataset = create_dataset(config)
-    source = dataset.create_source(config.data.eval_split)
+    source = dataset.create_source(config.data.eval_split, workdir)
     trained = load_run(workdir)
     evaluator = Evaluator.create(
         trained.model, source, dataset.class_table, config.eval, config.data.num_workers

@@ -5,6 +5,7 @@ import functools
 import math
 import os
 import pathlib
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
@@ -12,15 +13,16 @@ import jax
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from regseg_jax.config import Config, parse_config
 from regseg_jax.data.augment import augment
+from regseg_jax.data.class_weights import check_class_weights, load_class_weights
 from regseg_jax.data.classes import ClassTable
 from regseg_jax.data.dataset import name_evaluation
 from regseg_jax.data.pipeline import Batch, ProcessShare, create_train_iterator
 from regseg_jax.data.sampling import Sampler, check_epoch_size
-from regseg_jax.data.sources.source import Source, check_source
+from regseg_jax.data.sources.source import Source
+from regseg_jax.data.survey import Survey, find_warnings, survey_source
 from regseg_jax.models.regseg import RegSeg
 from regseg_jax.runs.initial_weights import InitialWeights, load_initial_weights
 from regseg_jax.runs.parts import (
@@ -61,6 +63,7 @@ class Run:
       class_table: the classes.
       train_source: the images to train on.
       eval_source: the images to score.
+      class_weights: of each training id in the loss; None: all count the same.
       sampler: the order of training.
       mesh: over which the batches are sharded.
       model: in the run's precision; with dilation rates to search where the config says so.
@@ -79,6 +82,7 @@ class Run:
     class_table: ClassTable
     train_source: Source
     eval_source: Source
+    class_weights: tuple[float, ...] | None
     sampler: Sampler
     mesh: Mesh
     model: RegSeg
@@ -102,8 +106,9 @@ class Run:
         """
         config, workdir = parse_config(config), pathlib.Path(workdir)
         dataset = create_dataset(config)
-        train_source = dataset.create_source(config.data.train_split)
-        eval_source = dataset.create_source(config.data.eval_split)
+        check_class_weights(config.loss.class_weights, dataset.class_table)
+        train_source = dataset.create_source(config.data.train_split, workdir)
+        eval_source = dataset.create_source(config.data.eval_split, workdir)
         mesh = create_mesh(config.global_batch_size)
         create_mesh(config.eval.batch_size, "eval.batch_size")
         check_epoch_size(len(train_source), config.global_batch_size)
@@ -112,17 +117,26 @@ class Run:
         initial = None
         if config.init_from and is_new:
             initial = load_initial_weights(config.init_from, model)
-        lock = None
+        lock = survey = None
         if is_main_process():
             lock = WorkdirLock(workdir)
             claim_workdir(config, workdir)
             record_start(workdir)
+            dataset.keep_val_split(workdir)
             if is_new and config.data.check and config.data.source != "synthetic":
-                _check_images(train_source, "checking the training images")
-                _check_images(eval_source, "checking the evaluation images")
+                survey = _check_images(train_source, dataset.class_table, config.data.train_split)
+                _check_images(eval_source, dataset.class_table, config.data.eval_split)
         with main_process_first():
             train_source = dataset.cache_source(train_source, config.data.train_split)
             eval_source = dataset.cache_source(eval_source, config.data.eval_split)
+            class_weights = load_class_weights(
+                config.loss.class_weights,
+                workdir,
+                train_source,
+                dataset.class_table,
+                survey,
+                write=is_main_process(),
+            )
             sampler = dataset.create_sampler(train_source, config.global_batch_size, workdir)
         num_steps = config.num_epochs * sampler.steps_per_epoch
         return cls(
@@ -132,6 +146,7 @@ class Run:
             class_table=dataset.class_table,
             train_source=train_source,
             eval_source=eval_source,
+            class_weights=class_weights,
             sampler=sampler,
             mesh=mesh,
             model=model,
@@ -187,7 +202,7 @@ class Run:
                 self.model,
                 self.tx,
                 self.learning_rate_fn,
-                create_loss_fn(self.config.loss, pixels),
+                create_loss_fn(self.config.loss, pixels, self.class_weights),
                 self.augment_fn,
                 self.step_rng,
                 self.mesh,
@@ -230,7 +245,8 @@ class Run:
         )
 
 
-def _check_images(source: Source, description: str) -> None:
-    with tqdm(total=len(source), desc=description, unit="image", leave=False, disable=None) as bar:
-        for _ in check_source(source):
-            bar.update()
+def _check_images(source: Source, class_table: ClassTable, split: str) -> Survey:
+    survey = survey_source(source, class_table.num_classes, f"checking the {split} images")
+    for warning in find_warnings(survey, class_table, split):
+        print(warning, file=sys.stderr)
+    return survey

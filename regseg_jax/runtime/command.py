@@ -8,11 +8,13 @@ from collections.abc import Callable
 import jax
 from absl import app, flags, logging
 
+from regseg_jax.runtime.recipes import find_config
+
 
 def run_command(main: Callable[[list[str]], None], name: str) -> None:
     """Runs a command: `main(arguments that are no flags)`.
 
-    A ValueError, OSError or FloatingPointError (the errors that tell a user what to mend) is
+    A ValueError, OSError or FloatingPointError (the errors that tell a user what to fix) is
     printed as one line, and the exit code is 1.
 
     Args:
@@ -30,13 +32,32 @@ def run_command(main: Callable[[list[str]], None], name: str) -> None:
 
     def parse(argv: list[str]) -> list[str]:
         try:
-            return flags.FLAGS(argv)
+            return flags.FLAGS(_resolve_config(argv))
         except (AttributeError, KeyError) as error:  # what ConfigDict raises for --config.KEY
-            _fail(name, f"unknown config key {error}; regseg_jax/config.py lists the keys")
+            _fail(name, f"unknown config key {_unwrap(error)}; regseg_jax/config.py lists the keys")
         except (flags.Error, TypeError, ValueError, OSError) as error:
             _fail(name, error)
 
     app.run(guarded, flags_parser=parse)
+
+
+def _resolve_config(argv: list[str]) -> list[str]:
+    """The arguments with the path of the file that `--config` names."""
+    resolved = list(argv)
+    for i, argument in enumerate(argv):
+        flag, equals, value = argument.partition("=")
+        if flag in ("--config", "-config") and equals:
+            resolved[i] = f"{flag}={find_config(value)}"
+        elif flag in ("--config", "-config") and i + 1 < len(argv):
+            resolved[i + 1] = find_config(argv[i + 1])
+    return resolved
+
+
+def _unwrap(error: BaseException) -> str:
+    """The message inside errors that were made from errors, without the quotes of each."""
+    while error.args and isinstance(error.args[0], BaseException):
+        error = error.args[0]
+    return str(error.args[0]).replace("\n", ". ") if error.args else str(error)
 
 
 def _fail(name: str, error: Exception | str) -> None:

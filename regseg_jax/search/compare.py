@@ -181,10 +181,15 @@ def main(argv: list[str]) -> None:
         print(f"wrote {values.workdir}/comparison.json and comparison.png")
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """Defines the flags and runs the command."""
     config_flags.DEFINE_config_file("config", None, "The recipe; its model has the tuned rates.")
     flags.DEFINE_string("found", None, "The variant file that a search wrote.")
     flags.DEFINE_string("workdir", None, "The comparison's folder, with a run in each subfolder.")
     flags.DEFINE_integer("seeds", 3, "Runs of each kind of rates.", lower_bound=1)
     flags.mark_flags_as_required(["config", "found", "workdir"])
     run_command(main, "regseg_jax.search.compare")
+
+
+if __name__ == "__main__":
+    run()

@@ -15,10 +15,10 @@ from tqdm import tqdm
 
 from regseg_jax.benchmark.timing import summarize
 from regseg_jax.benchmark.workload import Workload, create_workload
-from regseg_jax.describe import parse_size
 from regseg_jax.models import variants
 from regseg_jax.models.regseg import create_model
 from regseg_jax.reports.tables import format_table
+from regseg_jax.runtime.arguments import parse_size
 from regseg_jax.runtime.command import run_command
 from regseg_jax.runtime.environment import describe_environment
 from regseg_jax.runtime.files import check_new, write_json

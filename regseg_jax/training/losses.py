@@ -26,6 +26,7 @@ class LossConfig:
     name: str = "cross_entropy"  # or bootstrapped_cross_entropy
     threshold: float = 0.3  # bootstrapped: pixel losses above it count
     min_pixel_share: float = 1 / 16  # bootstrapped: the least fraction of the batch's pixels
+    class_weights: str | tuple = ""  # a number a class, median_frequency, inverse_log; "": none
 
     def __post_init__(self) -> None:
         check_one_of("loss.name", self.name, LOSSES)

@@ -10,6 +10,8 @@ from PIL import Image
 from regseg_jax.data import cache
 from regseg_jax.data.cache import load_cached
 from regseg_jax.data.classes import CAMVID
+from regseg_jax.data.decode import DECODER_VERSION
+from regseg_jax.data.sources import source as source_module
 from regseg_jax.data.sources.source import FolderSource
 
 SIZES = ((4, 6), (5, 3), (4, 6))
@@ -64,7 +66,7 @@ def test_same_examples_written_once(source, tmp_path, writes):
     assert names == {"train.bin", "train.json", "train.lock"}
 
 
-def test_made_anew_where_a_file_has_changed(source, tmp_path, writes):
+def test_made_again_where_a_file_has_changed(source, tmp_path, writes):
     load_cached(tmp_path, "train", source)
     height, width = source[1]["label"].shape
     Image.new("RGB", (width, height), (1, 2, 3)).save(source.pairs[1][0])
@@ -77,8 +79,15 @@ def test_made_anew_where_a_file_has_changed(source, tmp_path, writes):
         assert len(writes) == 3
 
 
+def test_made_again_where_the_decoder_has_changed(source, tmp_path, writes, monkeypatch):
+    load_cached(tmp_path, "train", source)
+    monkeypatch.setattr(source_module, "DECODER_VERSION", DECODER_VERSION + 1)
+    _assert_same(load_cached(tmp_path, "train", source), source)
+    assert len(writes) == 2
+
+
 @pytest.mark.parametrize("suffix", ["bin", "json"])
-def test_made_anew_where_truncated(source, tmp_path, writes, suffix):
+def test_made_again_where_truncated(source, tmp_path, writes, suffix):
     load_cached(tmp_path, "train", source)
     path = tmp_path / f"train.{suffix}"
     path.write_bytes(path.read_bytes()[:-7])

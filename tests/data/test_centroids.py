@@ -29,7 +29,7 @@ def source(tmp_path) -> FolderSource:
 
 @pytest.fixture
 def searches(monkeypatch) -> list[str]:
-    """One entry for each time that the centroids are found anew."""
+    """One entry for each time that the centroids are found again."""
     calls = []
     find_all = centroids_module._find_all
 
@@ -71,7 +71,7 @@ def test_found_once(source, tmp_path, searches):
     assert [p.name for p in path.parent.iterdir()] == ["c.npz"]
 
 
-def test_made_anew_where_a_label_has_changed(source, tmp_path, searches):
+def test_made_again_where_a_label_has_changed(source, tmp_path, searches):
     path = tmp_path / "c.npz"
     load_centroids(path, source, 3, 8)
     Image.fromarray(np.full((20, 30), 2, np.uint8)).save(source.pairs[0][1])
@@ -82,7 +82,7 @@ def test_made_anew_where_a_label_has_changed(source, tmp_path, searches):
 
 
 @pytest.mark.parametrize("share", [0, 0.3, 0.9])
-def test_made_anew_where_truncated(source, tmp_path, searches, share):
+def test_made_again_where_truncated(source, tmp_path, searches, share):
     path = tmp_path / "c.npz"
     first = load_centroids(path, source, 3, 8)
     content = path.read_bytes()

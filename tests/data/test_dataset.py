@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 
 from regseg_jax.data.dataset import DataConfig, Dataset, FolderConfig, name_evaluation
@@ -41,5 +43,12 @@ def test_labels_that_are_not_public_are_neither_trained_on_nor_scored(source, ke
 @pytest.mark.parametrize("source", ["camvid", "cityscapes", "folder"])
 def test_a_data_set_on_disk_needs_its_folder(source):
     folder = FolderConfig(classes=((0, "a", (0, 1, 0), 9),))
-    with pytest.raises(ValueError, match=r"config\.data\.data_dir is empty; add --config\.data"):
+    with pytest.raises(ValueError, match=r"--config\.data\.data_dir"):
         Dataset(DataConfig(source), folder, seed=0).create_source("train")
+
+
+def test_a_missing_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    dataset = Dataset(DataConfig(source="tfds", data_dir="anywhere"), FolderConfig(), seed=0)
+    with pytest.raises(ValueError, match=r"tfds.*pip install tensorflow-datasets.*\[tfds\]"):
+        dataset.create_source("train")

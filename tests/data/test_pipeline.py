@@ -1,4 +1,7 @@
+import os
 import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -226,3 +229,31 @@ def test_evaluation_with_worker_processes(source):
         assert batch.keys() == other.keys()
         for name in batch:
             np.testing.assert_array_equal(batch[name], other[name])
+
+
+LEAVE_A_BATCH_OPEN = """
+import pathlib, sys
+from absl import flags
+from regseg_jax.data import pipeline
+from regseg_jax.data.synthetic.scenes import SyntheticScenes
+
+if __name__ == "__main__":
+    flags.FLAGS(sys.argv[:1])
+    source = SyntheticScenes(num_examples=24, height=32, width=48, seed=0)
+    plan, alone = pipeline.EvalPlan.create(source, 4), pipeline.ProcessShare(0, 1)
+    with pipeline.create_eval_iterator(source, plan, alone, num_workers=2) as batches:
+        held = [next(batches), next(batches)]  # until Python ends, as a command may
+    print(sum(len(batch["image"]) for batch in held))
+"""
+
+
+def test_a_command_that_ends_leaves_no_shared_memory_behind(tmp_path):
+    (tmp_path / "command.py").write_text(LEAVE_A_BATCH_OPEN)
+    result = subprocess.run(
+        [sys.executable, tmp_path / "command.py"],
+        env={**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (0, "8\n", "")

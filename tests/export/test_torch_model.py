@@ -1,10 +1,8 @@
-import importlib.util
-import json
-
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from golden import author
 
 from regseg_jax.export import torch_decoders, torch_model
 from regseg_jax.export.torch_model import (
@@ -14,13 +12,6 @@ from regseg_jax.export.torch_model import (
 )
 from regseg_jax.models import variants
 
-GOLDEN = (
-    "exp48_decoder26",
-    "exp53_decoder29",
-    "exp43_decoder14",
-    "exp50_decoder4",
-    "regnety600mf_decoder14",
-)
 PARAMETERS = {
     "exp48_decoder26": 3_334_951,
     "exp53_decoder29": 6_131_579,
@@ -109,69 +100,49 @@ class TestTables:
             create_torch_model("regseg", 0)
 
 
-@pytest.fixture(scope="module")
-def fixture_code(golden_dir):
-    spec = importlib.util.spec_from_file_location("fill", golden_dir / "fill.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def inputs(fixture_code):
-    return fixture_code.inputs()
-
-
-@pytest.fixture
-def create_filled_model(fixture_code):
-    def create(name):
-        model = create_torch_model(name, 19)
-        filled = {
-            key: torch.from_numpy(np.asarray(fixture_code.fill(key, tuple(value.shape))))
-            for key, value in model.state_dict().items()
-        }
-        load_weights(model, filled)
-        return model
-
-    return create
+def create_author_model(name: str) -> torch_model.RegSeg:
+    """With the weights of the golden set."""
+    model = create_torch_model(name, 19)
+    weights = author.create_state_dict(name)
+    load_weights(model, {key: torch.from_numpy(np.asarray(x)) for key, x in weights.items()})
+    return model
 
 
 class TestAuthorsCode:
-    """Equality with the author's implementation, whose outputs are stored."""
+    """Equality with the author's implementation, whose outputs are stored in tests/golden."""
 
-    def test_state_dicts_have_its_names_shapes_and_order(self, golden_dir):
-        for name, expected in json.loads((golden_dir / "state_dicts.json").read_text()).items():
+    def test_state_dicts_have_its_names_shapes_and_order(self):
+        for name, expected in author.load_shapes().items():
             with torch.device("meta"):
                 state_dict = create_torch_model(name, 19).state_dict()
             actual = [(key, list(value.shape)) for key, value in state_dict.items()]
             assert actual == list(expected.items()), name
 
-    @pytest.mark.parametrize("name", GOLDEN)
-    def test_logits_in_evaluation_mode(self, name, create_filled_model, inputs, golden_dir):
-        images = torch.from_numpy(inputs[0]["even"])
+    @pytest.mark.parametrize("name", author.VARIANTS)
+    def test_logits_in_evaluation_mode(self, name):
+        images = torch.from_numpy(author.create_inputs()[0]["even"])
         with torch.inference_mode():
-            logits = create_filled_model(name).eval()(images)
-        with np.load(golden_dir / f"{name}.npz") as expected:
-            assert relative_error(logits[:, :, ::4, ::4], expected["eval_logits_even"]) < 1e-4
+            logits = create_author_model(name).eval()(images)
+        expected = author.load(name)
+        assert author.compute_logit_error(logits, expected, "eval_logits_even") < 1e-4
 
-    def test_training_mode_in_float64(self, create_filled_model, inputs, golden_dir):
-        images, labels = inputs
+    def test_training_mode_in_float64(self):
+        images, labels = author.create_inputs()
         name = "exp43_decoder14"
-        model = create_filled_model(name).double().train()
+        model = create_author_model(name).double().train()
         logits = model(torch.from_numpy(images["odd"]).double())
         loss = F.cross_entropy(logits, torch.from_numpy(labels).long(), ignore_index=255)
         loss.backward()
         parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
 
-        with np.load(golden_dir / f"{name}.npz") as expected:
-            logits = logits.detach()[:, :, ::4, ::4]
-            assert relative_error(logits, expected["train_logits_odd"]) < 1e-6
-            assert loss.item() == pytest.approx(float(expected["train_loss"]), rel=1e-6)
-            assert set(expected["param_names"]) == set(parameters)
-            norms = [parameters[name].grad.norm().item() for name in expected["param_names"]]
-            np.testing.assert_allclose(norms, expected["grad_norms"], rtol=1e-6, atol=1e-12)
-            sums = [buffers[name].sum().item() for name in expected["bn_names"]]
-            np.testing.assert_allclose(sums, expected["bn_sums_after_step"], rtol=1e-6, atol=1e-9)
+        expected = author.load(name)
+        assert author.compute_logit_error(logits.detach(), expected, "train_logits_odd") < 1e-6
+        assert loss.item() == pytest.approx(float(expected["train_loss"]), rel=1e-6)
+        assert set(expected["param_names"]) == set(parameters)
+        norms = [parameters[name].grad.norm().item() for name in expected["param_names"]]
+        np.testing.assert_allclose(norms, expected["grad_norms"], rtol=1e-6, atol=1e-12)
+        sums = [buffers[name].sum().item() for name in expected["bn_names"]]
+        np.testing.assert_allclose(sums, expected["bn_sums_after_step"], rtol=1e-6, atol=1e-9)
 
 
 class TestRunning:

@@ -66,6 +66,8 @@ CONF
 }
 
 down() {
+  SLURM_CONF=$folder/slurm.conf timeout 5 scancel --signal=KILL --full --user=root || true
+  sleep 1
   for daemon in slurmd slurmctld munged; do
     [ -e "$folder/$daemon.pid" ] || continue
     pid=$(cat "$folder/$daemon.pid")

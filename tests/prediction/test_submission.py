@@ -1,13 +1,15 @@
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 import small_import
 from PIL import Image
 
 from regseg_jax.data.classes import CAMVID, CITYSCAPES, create_class_table
-from regseg_jax.predict import Options, predict_split
+from regseg_jax.prediction.engine import Predictor
 from regseg_jax.prediction.submission import check_whole, compute_fingerprint, write_label_ids
+from regseg_jax.runs.predict import Options, predict_split
 
 
 class Streets:
@@ -26,21 +28,24 @@ class Streets:
         return {"image": self.images[index], "label": None, "name": self.names[index]}
 
 
-class _Predict:
-    def __init__(self):
-        self.calls = 0
+class RedPredictor(Predictor):
+    """Predicts the red channel, and counts."""
 
-    def __call__(self, image: np.ndarray) -> np.ndarray:
-        self.calls += 1
-        return image[..., 0]
+    def __init__(self):
+        super().__init__(lambda variables, images, size: jax.nn.one_hot(images[..., 0], 19), {})
+        self.predicted = 0
+
+    def start(self, images: list[np.ndarray]) -> jax.Array:
+        self.predicted += len(images)
+        return super().start(images)
 
 
 def _write(source: Streets, output: pathlib.Path, fingerprint: str = "a1") -> int:
     """Returns how many images were predicted."""
-    predict = _Predict()
-    paths = write_label_ids(source, predict, CITYSCAPES, output, fingerprint)
+    predictor = RedPredictor()
+    paths = write_label_ids(source, predictor, CITYSCAPES, output, fingerprint)
     assert paths == [output / f"{source.names[i]}.png" for i in range(len(source))]
-    return predict.calls
+    return predictor.predicted
 
 
 def test_label_ids_under_the_images_names(tmp_path):
@@ -56,9 +61,9 @@ def test_label_ids_under_the_images_names(tmp_path):
 
 
 def test_it_goes_on_where_it_stopped(tmp_path):
-    with pytest.raises(ValueError, match=r"cannot read 7\.png"):
+    with pytest.raises(ValueError, match=r"1 of 9 could not be predicted: cannot read 7\.png"):
         _write(Streets(9), tmp_path)
-    assert len(list(tmp_path.iterdir())) == 7  # whole ones, and nothing half-written
+    assert len(list(tmp_path.iterdir())) == 8  # whole ones, and nothing half-written
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     first, second, *_ = sorted(stamps)
     first.write_bytes(first.read_bytes()[:-30])  # as a copy that broke off
@@ -85,7 +90,7 @@ def test_two_images_of_one_name_are_refused(tmp_path):
 def test_label_ids_above_8_bits_are_refused(tmp_path):
     table = create_class_table("mine", [(0, "cat", (9, 0, 0), 300)])
     with pytest.raises(ValueError, match=r"'mine' has the label id 300; label-id files hold"):
-        write_label_ids(Streets(), _Predict(), table, tmp_path / "out", "a1")
+        write_label_ids(Streets(), RedPredictor(), table, tmp_path / "out", "a1")
     assert not (tmp_path / "out").exists()
 
 

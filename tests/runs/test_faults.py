@@ -9,7 +9,7 @@ import subprocess
 import time
 
 import pytest
-from test_train import (
+from small_process import (
     NUM_STEPS,
     assert_same_end,
     finish,

@@ -1,4 +1,5 @@
 import contextlib
+import functools
 import io
 import re
 
@@ -10,8 +11,14 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from regseg_jax.data.classes import CAMVID, CITYSCAPES, IGNORE_LABEL
+from regseg_jax.models.regseg import RegSeg
 from regseg_jax.runs.scores import format_evaluation, format_scores, named_scores
-from regseg_jax.training.evaluation import EvalConfig, Evaluation, Evaluator
+from regseg_jax.training.evaluation import (
+    EvalConfig,
+    Evaluation,
+    Evaluator,
+    create_image_score_fn,
+)
 from regseg_jax.training.metrics import ConfusionMatrix
 from regseg_jax.training.sharding import batch_sharded, replicated
 
@@ -103,6 +110,81 @@ def test_the_reduced_mean_is_there_where_the_table_has_one():
     camvid = _evaluate(Predicted(8, 11), CAMVID).scores
     assert "val/mean_iou_reduced" not in named_scores(camvid, CAMVID, "val")
     assert "reduced" not in format_scores(camvid, CAMVID)
+
+
+class Unequal:
+    """Images of two sizes; the labels are set later."""
+
+    image_sizes = ((40, 56), (33, 50), (33, 50), (40, 56), (33, 50))
+
+    def __init__(self):
+        rng = np.random.default_rng(0)
+        colors = [rng.integers(0, 256, (h // 8 + 1, w // 8 + 1, 3)) for h, w in self.image_sizes]
+        self.images = [
+            np.kron(color, np.ones((8, 8, 1), int))[:h, :w].astype(np.uint8)
+            for color, (h, w) in zip(colors, self.image_sizes, strict=True)
+        ]
+        self.labels = [np.zeros(size, np.uint8) for size in self.image_sizes]
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return {
+            "image": self.images[index],
+            "label": self.labels[index],
+            "name": f"street_{index}",
+        }
+
+
+def _random_variables(model: RegSeg) -> dict:
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    init = functools.partial(model.init, train=False)
+    rng = np.random.default_rng(0)
+
+    def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        if path[-1].key in ("scale", "var"):
+            return np.ones(leaf.shape, np.float32)
+        x = rng.standard_normal(leaf.shape).astype(np.float32)
+        return x * (2 / np.prod(leaf.shape[:3])) ** 0.5 if leaf.ndim == 4 else 0.1 * x
+
+    return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(init, jax.random.key(0), images))
+
+
+@pytest.mark.parametrize(("size_multiple", "num_sizes"), [(1, 2), (16, 1)])
+def test_the_model_scores_every_pixel_of_unequal_sizes_once(small_model, size_multiple, num_sizes):
+    """The real step, on batches that fillers complete and on images padded on two sides."""
+    source, variables = Unequal(), _random_variables(small_model)
+    score_fn = jax.jit(create_image_score_fn(small_model, EvalConfig()), static_argnums=2)
+    rng, expected, sizes = np.random.default_rng(1), np.zeros((11, 11), int), set()
+    for i, image in enumerate(source.images):
+        height, width = image.shape[:2]
+        padding = [(0, -side % size_multiple) for side in (height, width)]
+        padded = np.stack(
+            [
+                np.pad(image[..., c], padding, constant_values=mean)
+                for c, mean in enumerate((124, 116, 104))
+            ],
+            axis=-1,
+        )
+        sizes.add(padded.shape[:2])
+        scores = score_fn(variables, padded[None], padded.shape[:2])
+        prediction = np.asarray(scores)[0, :height, :width].argmax(-1)
+        # Mostly right labels: an image scored against another's would show.
+        label = np.where(rng.random(prediction.shape) < 0.8, prediction, 3)
+        label[rng.random(prediction.shape) < 0.1] = IGNORE_LABEL
+        source.labels[i] = label.astype(np.uint8)
+        scored = label != IGNORE_LABEL
+        np.add.at(expected, (label[scored], prediction[scored]), 1)
+    assert len(sizes) == num_sizes
+    assert (expected.sum(0) > 0).sum() > 2  # several classes are predicted
+
+    config = EvalConfig(batch_size=8, size_multiple=size_multiple, num_worst=5)
+    evaluation = Evaluator.create(small_model, source, CAMVID, config, num_workers=0)(variables)
+    matrix = evaluation.scores.confusion_matrix
+    np.testing.assert_array_equal(matrix.sum(1), expected.sum(1))  # the labels, each once
+    assert np.abs(matrix - expected).sum() <= 0.002 * expected.sum()  # ties
+    assert {name for name, _ in evaluation.worst} == {f"street_{i}" for i in range(5)}
 
 
 def test_iou_as_cityscapes_own_evaluator_prints_it(tmp_path):

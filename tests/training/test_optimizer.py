@@ -5,6 +5,7 @@ import optax
 import pytest
 import torch
 from flax.traverse_util import flatten_dict
+from golden import author
 
 from regseg_jax.models.regseg import create_model
 from regseg_jax.training.optimizer import create_learning_rate_fn, create_optimizer, decay_mask
@@ -38,15 +39,15 @@ def test_learning_rate_of_a_traced_step():
     ("schedule", "key"),
     [("poly", "poly"), ("cosine", "cosine"), ("step", "step"), ("exponential", "exp")],
 )
-def test_schedules_as_the_authors(golden_dir, schedule, key):
-    golden = np.load(golden_dir / "training.npz")
+def test_schedules_as_the_authors(schedule, key):
+    golden = author.load("training")
     factor = create_learning_rate_fn(1.0, 10_000, 1000, schedule=schedule)
     factors = [factor(int(step)) for step in golden["schedule_steps"]]
     np.testing.assert_allclose(factors, golden[f"schedule_{key}"], rtol=1e-4, atol=1e-7)
 
 
-def test_learning_rates_as_the_authors(golden_dir):
-    golden = np.load(golden_dir / "training.npz")
+def test_learning_rates_as_the_authors():
+    golden = author.load("training")
     rate = create_learning_rate_fn(0.05, 10, 3)
     np.testing.assert_allclose(
         [rate(step) for step in range(6)], golden["learning_rates"], rtol=1e-5

@@ -1,27 +1,16 @@
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 from flax.traverse_util import flatten_dict
+from golden import author
 
 from regseg_jax.models.regseg import RegSeg, create_model
 from regseg_jax.models.variants import DECODERS, Variant
 from regseg_jax.weights.names import find_matching_variants, from_torch, to_torch
 
-GOLDEN = (
-    *("exp48_decoder26", "exp53_decoder29", "exp43_decoder14", "regnety600mf_decoder14"),
-    *("exp50_decoder4", "exp30_decoder14", "exp49_decoder14", "exp43_decoder10"),
-    *("exp43_decoder12", "exp43_lraspp", "exp43_BisenetDecoder", "exp43_SFNetDecoder"),
-)
-
-
-@pytest.fixture(scope="module")
-def golden_shapes(golden_dir):
-    """{variant: {name: shape}} of the author's state dicts, in his order."""
-    return json.loads((golden_dir / "state_dicts.json").read_text())
+GOLDEN_SHAPES = author.load_shapes()
 
 
 def _shapes(model):
@@ -48,14 +37,14 @@ def small_variables(small_model):
     return _fill(_shapes(small_model))
 
 
-@pytest.mark.parametrize("name", GOLDEN)
-def test_the_authors_state_dicts_come_back_unchanged(name, golden_shapes):
+@pytest.mark.parametrize("name", GOLDEN_SHAPES)
+def test_the_authors_state_dicts_come_back_unchanged(name):
     rng = np.random.default_rng(0)
     state_dict = {
         key: np.zeros(shape, np.int64)
         if key.endswith("num_batches_tracked")
         else rng.random(shape, np.float32)
-        for key, shape in golden_shapes[name].items()
+        for key, shape in GOLDEN_SHAPES[name].items()
     }
     model = create_model(name, num_classes=19)
     variables = from_torch(state_dict)  # finds out by itself what model it is

@@ -4,6 +4,7 @@ import os
 import pathlib
 
 from regseg_jax.data.classes import ClassTable
+from regseg_jax.data.sources.pairing import check_pairs
 from regseg_jax.data.sources.source import FolderSource
 
 SPLITS = ("train", "val", "trainval", "test")
@@ -49,19 +50,12 @@ def load_cityscapes(
     by_format = {key: _find(label_dir, suffix) for key, suffix in _LABEL_SUFFIXES.items()}
     label_format = "ids" if by_format["ids"] else "train_ids"
     labels = by_format[label_format]
-    without_label = [str(images[key]) for key in images if key not in labels]
-    without_image = [str(labels[key]) for key in labels if key not in images]
-    if without_label or without_image:
-        raise ValueError(
-            f"{len(without_label)} images of {image_dir} have no label in {label_dir} "
-            f"({', '.join(without_label[:3])}...), {len(without_image)} labels have no image "
-            f"({', '.join(without_image[:3])}...); unpack both archives again into {data_dir}"
-        )
+    check_pairs(images, labels, image_dir, label_dir, f"unpack both archives again into {data_dir}")
     pairs = tuple((str(images[key]), str(labels[key])) for key in images)
     return FolderSource(pairs, class_table, label_format)
 
 
 def _find(folder: pathlib.Path, suffix: str) -> dict[str, pathlib.Path]:
     """The files of all cities with this suffix, by `CITY/X`, sorted."""
-    paths = sorted(folder.glob(f"*/*{suffix}"))
+    paths = sorted(p for p in folder.glob(f"*/*{suffix}") if not p.name.startswith("."))
     return {f"{path.parent.name}/{path.name.removesuffix(suffix)}": path for path in paths}

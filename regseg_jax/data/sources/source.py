@@ -4,31 +4,29 @@ A source is a picklable object; an example is a dict of `image` uint8[H, W, 3], 
 of training ids or `IGNORE_LABEL`, and `name`.
 """
 
-import concurrent.futures
 import dataclasses
 import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from regseg_jax.data.classes import IGNORE_LABEL, ClassTable
-from regseg_jax.data.decode import LabelFormat, load_image, load_label
+from regseg_jax.data.decode import DECODER_VERSION, load_image, open_image
+from regseg_jax.data.labels import LabelFormat, load_raw_label, to_train_ids
+from regseg_jax.data.sources.pairing import pair_files
 
 Example = dict[str, Any]
 
-_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".ppm", ".bmp")
-
 
 class Fingerprint(NamedTuple):
-    """What a file made from a source must know, to be used again or made anew.
+    """What a file made from a source must know, to be used again or made again.
 
     Attributes:
       data_set: a digest of the examples' names and the class table.
-      version: a digest of the files' sizes and times of change.
+      version: a digest of the files' sizes and times of change, and of how they are decoded.
     """
 
     data_set: str
@@ -91,13 +89,25 @@ class FolderSource:
         if label_path is None:
             label = np.full(image.shape[:2], IGNORE_LABEL, np.uint8)
             return {"image": image, "label": label, "name": name}
-        label = load_label(label_path, self.class_table, self.label_format)
+        raw = load_raw_label(label_path, self.label_format)
+        label = to_train_ids(raw, self.class_table, self.label_format, label_path)
         if image.shape[:2] != label.shape:
+            turned = ""
+            if (orientation := open_image(image_path, load=False).orientation) != 1:
+                turned = (
+                    f" after it was turned upright by its EXIF orientation {orientation}, as "
+                    "labels never are"
+                )
             raise ValueError(
                 f"{label_path} is {label.shape[0]} x {label.shape[1]}, its image {image_path} "
-                f"{image.shape[0]} x {image.shape[1]}; make the two of one size"
+                f"{image.shape[0]} x {image.shape[1]}{turned}; make the two of one size"
             )
         return {"image": image, "label": label, "name": name}
+
+    def load_raw_label(self, index: int) -> np.ndarray | None:
+        """The label as stored, see `labels.load_raw_label`; None where it is not public."""
+        label_path = self.pairs[index][1]
+        return None if label_path is None else load_raw_label(label_path, self.label_format)
 
     def fingerprint(self) -> Fingerprint:
         """See `Source`; the folder that holds the files may be moved."""
@@ -109,7 +119,7 @@ def fingerprint_files(paths: list[str], class_table: ClassTable, split: str = ""
     """The fingerprint of a data set of these files, and of a split where they hold several."""
     names = [pathlib.Path(path).name for path in paths]
     stats = [os.stat(path) for path in paths]
-    versions = [(stat.st_size, stat.st_mtime_ns) for stat in stats]
+    versions = [DECODER_VERSION, *((stat.st_size, stat.st_mtime_ns) for stat in stats)]
     data_set = [split, names, dataclasses.asdict(class_table)]
     digests = (hashlib.sha256(json.dumps(x).encode()).hexdigest() for x in (data_set, versions))
     return Fingerprint(*digests)
@@ -159,74 +169,3 @@ def load_camvid(data_dir: str | os.PathLike, split: str, class_table: ClassTable
         f"{root} holds no CamVid {split} split: expected {expected}. "
         "Set --config.data.data_dir to the folder that holds them"
     )
-
-
-def list_images(folder: pathlib.Path) -> dict[str, pathlib.Path]:
-    """The image files of a folder by stem, sorted; raises ValueError where two have one stem."""
-    by_stem: dict[str, pathlib.Path] = {}
-    for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in _IMAGE_SUFFIXES):
-        if path.stem in by_stem:
-            raise ValueError(
-                f"{by_stem[path.stem]} and {path} differ in their suffix alone; remove or rename "
-                "one, for names without suffix tell images apart"
-            )
-        by_stem[path.stem] = path
-    return by_stem
-
-
-def pair_files(
-    image_dir: pathlib.Path, label_dir: pathlib.Path, label_stem: str
-) -> tuple[tuple[str, str], ...]:
-    """The image files of a folder, each with its label file.
-
-    Args:
-      image_dir: the folder of images.
-      label_dir: the folder of labels.
-      label_stem: the stem of a label file, with `{stem}` for its image's.
-
-    Raises:
-      ValueError: names what is missing.
-    """
-    if not image_dir.is_dir():
-        raise ValueError(f"there is {label_dir} but no folder of images {image_dir}")
-    images, labels = list_images(image_dir), list_images(label_dir)
-    stems = {stem: label_stem.format(stem=stem) for stem in images}
-    without_label = [str(images[stem]) for stem in images if stems[stem] not in labels]
-    without_image = [str(labels[name]) for name in labels.keys() - set(stems.values())]
-    if without_label or without_image:
-        raise ValueError(
-            f"{len(without_label)} images in {image_dir} have no label in {label_dir} "
-            f"({', '.join(without_label[:3])}...), {len(without_image)} labels have no image "
-            f"({', '.join(sorted(without_image)[:3])}...); complete the pairs or remove them"
-        )
-    if not images:
-        raise ValueError(f"{image_dir} holds no image")
-    return tuple((str(images[stem]), str(labels[stems[stem]])) for stem in images)
-
-
-def check_source(source: Source) -> Iterator[tuple[int, int]]:
-    """Decodes every example in threads, so that bad files are found before training starts.
-
-    Yields:
-      (examples checked, examples in all), for a progress bar.
-
-    Raises:
-      ValueError: at the first bad example, as `FolderSource.__getitem__`; or if sizes differ.
-    """
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        first_shape = None
-        examples = pool.map(lambda i: _shape_and_name(source, i), range(len(source)))
-        for i, (shape, name) in enumerate(examples):
-            first_shape = first_shape or shape
-            if shape != first_shape and source.image_sizes is None:
-                pool.shutdown(cancel_futures=True)
-                raise ValueError(
-                    f"image {name} is {shape[0]} x {shape[1]}, the first of its split "
-                    f"{first_shape[0]} x {first_shape[1]}; resize the images to one size"
-                )
-            yield i + 1, len(source)
-
-
-def _shape_and_name(source: Source, index: int) -> tuple[tuple[int, int], str]:
-    example = source[index]
-    return example["label"].shape, example["name"]

@@ -18,7 +18,7 @@ from google.protobuf.json_format import ParseError
 from tensorflow_datasets.core.dataset_info import DatasetInfoFileError
 
 from regseg_jax.data.classes import IGNORE_LABEL, ClassTable
-from regseg_jax.data.decode import to_train_ids
+from regseg_jax.data.labels import to_train_ids
 from regseg_jax.data.sources.source import Example, Fingerprint, fingerprint_files
 
 NAME = "cityscapes/semantic_segmentation"

@@ -1,0 +1,202 @@
+"""predict(workdir, paths, output) and predict_split(...): what a run says of images."""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from regseg_jax.data.classes import ClassTable
+from regseg_jax.models.folding import fold_batch_norm
+from regseg_jax.models.regseg import RegSeg
+from regseg_jax.prediction.engine import Failures, Predictor
+from regseg_jax.prediction.images import predict_images
+from regseg_jax.prediction.inputs import find_inputs
+from regseg_jax.prediction.outputs import (
+    ClassMapFormat,
+    Drawing,
+    ImageWriter,
+    check_outputs,
+    write_classes,
+)
+from regseg_jax.prediction.submission import check_whole, compute_fingerprint, write_label_ids
+from regseg_jax.prediction.tiles import Tiling
+from regseg_jax.prediction.video import VideoWriter, predict_video
+from regseg_jax.runs.parts import create_dataset
+from regseg_jax.runs.trained import TrainedRun, load_run
+from regseg_jax.runtime.packages import require_packages
+from regseg_jax.training.evaluation import EvalConfig, create_image_score_fn
+from regseg_jax.weights.load import load_weights
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """What prediction needs of a run or of a weights file.
+
+    Attributes:
+      model: in its precision.
+      variables: {"params", "batch_stats"}.
+      ema_variables: the same averaged over the steps, where the run has them.
+      class_table: the classes.
+      label_values: what stands for each training id in the label files of its data set.
+      eval_config: how images are prepared and scored.
+    """
+
+    model: RegSeg
+    variables: dict[str, Any]
+    ema_variables: dict[str, Any] | None
+    class_table: ClassTable
+    label_values: tuple[int, ...]
+    eval_config: EvalConfig
+
+    @classmethod
+    def from_run(cls, run: TrainedRun) -> "Trained":
+        """A run's best checkpoint.
+
+        Label files of colours have the label ids of the class table: those of CamVid's original
+        edition are SegNet's. Cityscapes always has its label ids, which its server and tools want.
+        """
+        config, table = run.config, run.class_table
+        has_train_ids = config.data.source == "folder" and config.folder.label_format == "train_ids"
+        values = tuple(range(table.num_classes)) if has_train_ids else table.label_ids
+        return cls(run.model, run.variables, run.ema_variables, table, values, config.eval)
+
+    @classmethod
+    def from_weights(cls, path_or_name: str, model_name: str | None = None) -> "Trained":
+        """Exported weights; says what was read."""
+        weights = load_weights(path_or_name, model_name)
+        print(weights.report)
+        table, config = weights.class_table, EvalConfig(image_size=weights.image_size)
+        model = weights.create_model()
+        return cls(model, weights.variables, None, table, table.label_ids, config)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How to predict.
+
+    Attributes:
+      ema: whether to use the averaged weights.
+      flip: as `config.eval.flip`; None: the run's.
+      scales: as `config.eval.scales`; None: the run's.
+      tiling: how larger images are cut; None: only those too large for one piece are.
+      drawing: what is written; of a split always label ids alone.
+      train_ids: whether class maps hold training ids, not the values of label files.
+    """
+
+    ema: bool = False
+    flip: bool | None = None
+    scales: tuple[float, ...] | None = None
+    tiling: Tiling | None = None
+    drawing: Drawing = dataclasses.field(default_factory=Drawing)
+    train_ids: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for scales that are none."""
+        if self.scales and min(self.scales) <= 0:
+            raise ValueError(f"--scales is {self.scales}; use positive factors")
+
+    def create_predictor(self, trained: Trained) -> Predictor:
+        """What predicts as the run's evaluation does, but for these options."""
+        config = self.apply(trained.eval_config)
+        score_fn = create_image_score_fn(trained.model, config)
+        variables = fold_batch_norm(self.choose_variables(trained), trained.model.dtype)
+        return Predictor(score_fn, variables, self.tiling, can_tile=not config.image_size)
+
+    def apply(self, config: EvalConfig) -> EvalConfig:
+        """The run's evaluation with these options."""
+        flip = config.flip if self.flip is None else self.flip
+        return dataclasses.replace(config, flip=flip, scales=self.scales or config.scales)
+
+    def compute_fingerprint(self, trained: Trained) -> str:
+        """What tells predictions of one split apart."""
+        config = self.apply(trained.eval_config)
+        fingerprint = compute_fingerprint(self.choose_variables(trained))
+        fingerprint += f" flip={config.flip} scales={tuple(config.scales)}"
+        return f"{fingerprint} {self.tiling}" if self.tiling else fingerprint
+
+    def choose_variables(self, trained: Trained) -> dict[str, Any]:
+        """The weights to predict with.
+
+        Raises:
+          ValueError: if there are no averaged weights and they are wanted.
+        """
+        if not self.ema:
+            return trained.variables
+        if trained.ema_variables is None:
+            raise ValueError("--ema: the run has config.ema_decay=0, so no averaged weights")
+        return trained.ema_variables
+
+
+def predict(
+    workdir: str | os.PathLike | Trained,
+    paths: Sequence[str | os.PathLike],
+    output: str | os.PathLike,
+    options: Options = Options(),
+) -> list[pathlib.Path]:
+    """Writes `NAME.png`, a class map, and `NAME_overlay.png` for each image, `classes.json`
+    beside them, and `NAME_overlay.mp4` for each video.
+
+    Images are prepared as in the run's evaluation (`config.eval.image_size`) and the logits
+    upsampled to the image's own size. A class map holds the values of the data set's label files,
+    in the classes' colours as its palette. Each new image size is compiled once. What is left out
+    of a folder is printed.
+
+    Args:
+      workdir: of a run with a checkpoint; or what was loaded already.
+      paths: image and video files, or folders of them; the output mirrors their subfolders.
+      output: a folder; created where missing. Files of the same name are replaced.
+      options: how.
+
+    Returns:
+      The paths written.
+
+    Raises:
+      ValueError: if a path does not exist, two predictions would be one file, or, after all others
+        are written, some inputs cannot be read.
+    """
+    folder, drawing = pathlib.Path(output), options.drawing
+    inputs = find_inputs(paths, folder)
+    if inputs.skipped:
+        print(inputs.describe_skipped())
+    if inputs.videos:
+        require_packages("reading videos (the extra [video])", ("av",))
+    outputs = {x: drawing.get_image_paths(folder, x.name) for x in inputs.images}
+    outputs |= {x: drawing.get_video_paths(folder, x.name) for x in inputs.videos}
+    check_outputs(outputs)
+    trained = workdir if isinstance(workdir, Trained) else Trained.from_run(load_run(workdir))
+    train_ids = tuple(range(trained.class_table.num_classes))
+    values = train_ids if options.train_ids else trained.label_values
+    class_maps = ClassMapFormat(trained.class_table, values)
+    predictor, failures = options.create_predictor(trained), Failures()
+    write_classes(folder, class_maps)
+    predict_images(inputs.images, predictor, ImageWriter(folder, class_maps, drawing), failures)
+    for video in inputs.videos:
+        predict_video(video, predictor, VideoWriter(folder, class_maps, drawing), failures)
+    failures.raise_any(len(outputs))
+    return [path for paths in outputs.values() for path in paths]
+
+
+def predict_split(
+    workdir: str | os.PathLike,
+    split: str,
+    output: str | os.PathLike,
+    data_dir: str | None = None,
+    options: Options = Options(),
+) -> list[pathlib.Path]:
+    """Writes label ids for a whole split of the run's data set, see `write_label_ids`.
+
+    Raises:
+      ValueError: if images are missing or cannot be read; before anything is predicted where the
+        split's folders show it.
+    """
+    run = load_run(workdir)
+    trained, config = Trained.from_run(run), run.config
+    if data_dir:
+        data = dataclasses.replace(config.data, data_dir=data_dir)
+        config = dataclasses.replace(config, data=data)
+    source = create_dataset(config).create_source(split)
+    check_whole(source, trained.class_table, split)
+    predictor = options.create_predictor(trained)
+    fingerprint = options.compute_fingerprint(trained)
+    return write_label_ids(source, predictor, trained.class_table, output, fingerprint)
