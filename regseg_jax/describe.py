@@ -18,7 +18,8 @@ from ml_collections import ConfigDict, config_flags
 
 from regseg_jax.config import parse_config
 from regseg_jax.data.survey import survey_source
-from regseg_jax.models import RegSeg, create_model, field_of_view
+from regseg_jax.models import field_of_view
+from regseg_jax.models.regseg import RegSeg, create_model
 from regseg_jax.reports.charts import draw_field_of_view
 from regseg_jax.reports.data_picture import draw_examples
 from regseg_jax.reports.data_table import format_data, summarize_data

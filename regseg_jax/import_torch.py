@@ -1,4 +1,6 @@
-"""Makes a PyTorch file the first checkpoint of a run, to evaluate, predict, fine-tune or export.
+"""Makes a PyTorch or safetensors file the first checkpoint of a run.
+
+The run can be evaluated, fine-tuned and exported.
 
 python -m regseg_jax.import_torch --input=FILE.pth --model=exp48_decoder26 --num_classes=19 \
     --workdir=RUN [--config=configs/camvid.py]
@@ -19,14 +21,15 @@ from ml_collections import ConfigDict, config_flags
 
 from regseg_jax.config import Config, parse_config
 from regseg_jax.data.dataset import CLASS_TABLES, DataConfig
-from regseg_jax.export.torch_weights import count_classes, from_torch
 from regseg_jax.models.variants import get_variant
+from regseg_jax.runs.counters import save_counters
 from regseg_jax.runs.parts import create_dataset, create_run_model, create_run_optimizer
 from regseg_jax.runs.workdir import claim_workdir
 from regseg_jax.runtime.command import run_command
-from regseg_jax.runtime.packages import require_packages
 from regseg_jax.training.checkpoints import CheckpointManager
 from regseg_jax.training.train_state import start_from
+from regseg_jax.weights.load import load_weights_file
+from regseg_jax.weights.names import count_classes, from_torch
 
 
 def import_torch(
@@ -36,13 +39,13 @@ def import_torch(
     workdir: str | os.PathLike,
     config: ConfigDict | None = None,
 ) -> None:
-    """Writes a run folder whose checkpoint, of step 0, holds the weights of a PyTorch file.
+    """Writes a run folder whose checkpoint, of step 0, holds the weights of a file.
 
     Args:
-      path: a state dict, bare or under the key "model", of the author's names.
+      path: a PyTorch or safetensors file of the author's names, see `weights.load`.
       model_name: the variant that it is of, or an alias.
       num_classes: the classes that it was trained with.
-      workdir: the run's folder; new or empty. Written whole or not at all.
+      workdir: the run's folder; new or empty. Written atomically.
       config: the run's, but for its model; None: the defaults.
 
     Raises:
@@ -50,13 +53,15 @@ def import_torch(
       ValueError: if it is no file of weights of this model and these classes, if no data set has
         so many classes, or if workdir is in use.
     """
-    require_packages("reading a PyTorch file", ("torch",))
-    from regseg_jax.export.torch_format import load_arrays, save_counters
-
     _check_unused(workdir)
     run_config = _create_run_config(config, model_name, num_classes)
     model = create_run_model(run_config)
-    state_dict = load_arrays(path)
+    file = load_weights_file(path)
+    print(file.report)
+    name = file.metadata.get("name", run_config.model)
+    if name != run_config.model:
+        raise ValueError(f"{path} is of {name}, not of {model_name}; pass --model={name}")
+    state_dict = file.arrays
     if (count := count_classes(state_dict)) not in (None, num_classes):
         raise ValueError(
             f"{path} is a model of {count} classes, not {num_classes}; pass --num_classes={count}"
@@ -118,7 +123,7 @@ def main(argv: list[str]) -> None:
 
 def run() -> None:
     """Defines the flags and runs the command."""
-    flags.DEFINE_string("input", None, "The PyTorch file.")
+    flags.DEFINE_string("input", None, "The PyTorch or safetensors file.")
     flags.DEFINE_string("model", None, "BACKBONE_DECODER, an alias, or a variant file.")
     flags.DEFINE_integer("num_classes", None, "The classes that it was trained with.")
     flags.DEFINE_string("workdir", None, "The run's folder; new or empty.")

@@ -19,7 +19,8 @@ import jax
 import pytest
 from absl import flags
 
-from regseg_jax.models import RegSeg, variants
+from regseg_jax.models import variants
+from regseg_jax.models.regseg import RegSeg
 
 # Grain's worker processes read absl's flags.
 if not flags.FLAGS.is_parsed():

@@ -24,21 +24,16 @@ _STAGES = (
 
 @contextlib.contextmanager
 def small_backbone(name: str = "small", stages: Stages = _STAGES) -> Iterator[None]:
-    """Puts a backbone, of three blocks unless told otherwise, into the tables of Flax and PyTorch.
+    """Puts a backbone, of three blocks unless told otherwise, into the table.
 
     PyTorch has one thread meanwhile: two spin, and are slower by far on a busy machine.
     """
 
-    def build(module, make_backbone):
-        return make_backbone(
-            stages=tuple(
-                (stage, tuple(module.Block(*block) for block in blocks)) for stage, blocks in stages
-            )
-        )
-
+    rows = tuple(
+        (stage, tuple(variants.Block(*block) for block in blocks)) for stage, blocks in stages
+    )
     with pytest.MonkeyPatch.context() as patch:
-        for module in (variants, torch_model):
-            patch.setitem(module.BACKBONES, name, build(module, module.Backbone))
+        patch.setitem(variants.BACKBONES, name, variants.Backbone(rows))
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         yield

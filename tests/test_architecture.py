@@ -61,9 +61,10 @@ LAYERS = {
     "ops.resize": set(),
     "ops.sample": set(),
     "ops.upsampled_loss": {"ops.resize"},
-    "models": {"models.regseg"},
+    "models": set(),
     "models.variants": set(),
-    "models.layers": {"ops.batch_norm", "ops.conv", "ops.pooled_conv"},
+    "models.folding": {"models.variants"},
+    "models.layers": {"models.variants", "ops.batch_norm", "ops.conv", "ops.pooled_conv"},
     "models.blocks": {"models.layers", "models.variants"},
     "models.backbones": {"models.blocks", "models.variants"},
     "models.decoders": {
@@ -86,7 +87,8 @@ PLACES = {
         *("config", "describe", "main", "import_torch", "runs.train", "runs.run", "runs.evaluate"),
         *("search.compare", "benchmark.input", "benchmark.programs", "runtime.recipes"),
     ),
-    "torch": ("export",),
+    "torch": ("export", "weights.torch_files"),
+    "safetensors": ("weights.safetensors_files",),
     "onnx": ("export",),
     "onnxruntime": ("export",),
     "grain": ("data.pipeline",),
@@ -99,11 +101,8 @@ PLACES = {
 # runs.run makes its model and optimizer, runs.train keeps what it found, and
 # runs.initial_weights knows which parameters other runs do not have.
 LEAVES = {
-    "search": ("search", "config", "runs"),
-    "export": (
-        *("export", "import_torch", "runs.initial_weights"),
-        *("benchmark.torch_backend", "benchmark.__main__"),
-    ),
+    "search": ("search", "config", "runs", "export.export"),
+    "export": ("export", "benchmark.torch_backend", "benchmark.__main__"),
 }
 
 
@@ -111,7 +110,7 @@ def test_the_reader_sees_every_form_of_import():
     source = "import a.b as c, d\nfrom e.f import g, h as i\ndef f():\n    from j import k\n"
     assert _imports(source) == {"a.b", "d", "e.f.g", "e.f.h", "j.k"}
     assert "models.variants" in _project_imports("models.regseg")  # a module from a package
-    assert "models" in _project_imports("training.train_state")  # a name from a package
+    assert "models.regseg" in _project_imports("training.train_state")  # a name from a module
     with pytest.raises(AssertionError, match="in full"):
         _imports("from . import a")
 
@@ -157,12 +156,24 @@ def test_nothing_else_imports_search_and_export(part):
     assert {name for name in importers if not _inside(name, *LEAVES[part])} == set()
 
 
-def test_the_torch_model_runs_without_jax():
-    assert _packages("export.torch_model") == {"torch"}
+def test_the_torch_benchmark_needs_torch_alone():
+    reached, new = set(), {"export.torch_benchmark"}
+    while new:
+        reached |= new
+        new = {module for name in new for module in _project_imports(name)} - reached
+    assert "models.variants" in reached
+    assert {package for name in reached for package in _packages(name)} == {"torch", "regseg_jax"}
 
 
-def test_importing_the_package_costs_nothing():
-    assert FILES[""].read_text() == ""
+@pytest.mark.parametrize("name", [name for name in FILES if _inside(name, "weights")])
+def test_weights_know_no_runs(name):
+    rooms = ("weights", "models", "data.augment", "data.classes", "runtime")
+    assert all(_inside(module, *rooms) for module in _project_imports(name))
+
+
+@pytest.mark.parametrize("name", ["", "models", "weights"])
+def test_importing_a_room_costs_nothing(name):
+    assert FILES[name].read_text() == ""
 
 
 def test_no_module_imports_itself_in_a_circle():

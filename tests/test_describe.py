@@ -11,7 +11,7 @@ from PIL import Image
 
 from regseg_jax import describe
 from regseg_jax.config import create_default_config
-from regseg_jax.models import create_model
+from regseg_jax.models.regseg import create_model
 
 ROOT = pathlib.Path(__file__).parents[1]
 

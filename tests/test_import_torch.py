@@ -139,7 +139,7 @@ def _write_nan(path: pathlib.Path) -> None:
         (_write_code, "could run code.* save the state dict alone"),
         (
             _write_other_architecture,
-            f"does not fit {NAME}: missing .*head4.* Convert it for the model",
+            f"do not fit {NAME}: 21 differences .*conv4.* Read them as the model",
         ),
         (_write_more_classes, "19 classes, not 11; pass --num_classes=19"),
         (_write_nan, "NaN or infinity in stem.bn.bias;.*use an earlier checkpoint"),

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from golden import author, distil
 
-from regseg_jax.export.torch_weights import from_torch, to_torch
-from regseg_jax.models import create_model
+from regseg_jax.models.regseg import create_model
 from regseg_jax.training.losses import cross_entropy
+from regseg_jax.weights.names import from_torch, to_torch
 
 IMAGES, LABELS = author.create_inputs()
 

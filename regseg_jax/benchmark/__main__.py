@@ -24,7 +24,7 @@ from regseg_jax.benchmark.rows import (
 )
 from regseg_jax.benchmark.workload import MODES, Workload, create_workload
 from regseg_jax.config import PRECISIONS
-from regseg_jax.models import create_model
+from regseg_jax.models.regseg import create_model
 from regseg_jax.runtime.arguments import parse_choices, parse_size
 from regseg_jax.runtime.packages import require_packages
 

@@ -15,7 +15,7 @@ from regseg_jax.config import Config
 from regseg_jax.data.augment import augment
 from regseg_jax.data.sampling import ShuffledEpochs
 from regseg_jax.data.synthetic.scenes import SyntheticScenes
-from regseg_jax.models import RegSeg
+from regseg_jax.models.regseg import RegSeg
 from regseg_jax.ops.lowerings import use_lowerings
 from regseg_jax.runs import parts
 from regseg_jax.runs.conv_lowerings import read_lowerings

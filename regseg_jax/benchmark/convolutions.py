@@ -28,8 +28,8 @@ from regseg_jax.benchmark.core import (
     time_in_turns,
 )
 from regseg_jax.config import PRECISIONS
-from regseg_jax.models import RegSeg, create_model
 from regseg_jax.models.layers import Conv
+from regseg_jax.models.regseg import RegSeg, create_model
 from regseg_jax.ops.conv import grouped_conv
 from regseg_jax.ops.lowerings import (
     LOWERINGS,

@@ -10,8 +10,8 @@ import numpy as np
 
 from regseg_jax.benchmark.workload import LEARNING_RATE, NUM_LOSSES, Prepared, Workload
 from regseg_jax.export import torch_forms
-from regseg_jax.export.torch_weights import from_torch
-from regseg_jax.models import RegSeg
+from regseg_jax.models.regseg import RegSeg
+from regseg_jax.weights.names import from_torch
 
 
 def prepare_torch(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from regseg_jax.data.classes import IGNORE_LABEL
-from regseg_jax.models import RegSeg
+from regseg_jax.models.regseg import RegSeg
 from regseg_jax.reports.model_table import count_rows
 
 MODES = ("inference", "train")

@@ -1,11 +1,11 @@
-"""Exports a run's best checkpoint to PyTorch, ONNX or StableHLO.
+"""Exports a run's best checkpoint to safetensors, PyTorch, ONNX or StableHLO.
 
-python -m regseg_jax.export --workdir=RUN --format=torch --output=regseg.pt
+python -m regseg_jax.export --workdir=RUN --format=safetensors --output=regseg.safetensors
 """
 
 from absl import flags
 
-from regseg_jax.export.export import FORMATS, export_run
+from regseg_jax.export.export import DTYPES, FORMATS, export_run
 from regseg_jax.runtime.arguments import parse_size
 from regseg_jax.runtime.command import run_command
 
@@ -17,7 +17,14 @@ def main(argv: list[str]) -> None:
     if argv:
         raise ValueError(f"unexpected arguments {argv}; flags start with --")
     size = None if FLAGS.size is None else parse_size(FLAGS.size)
-    export_run(FLAGS.workdir, FLAGS.format, FLAGS.output, size, class_map=FLAGS.class_map)
+    export_run(
+        FLAGS.workdir,
+        FLAGS.format,
+        FLAGS.output,
+        size,
+        class_map=FLAGS.class_map,
+        dtype=FLAGS.dtype,
+    )
     print(f"wrote {FLAGS.output}")
 
 
@@ -28,6 +35,7 @@ def run() -> None:
     flags.DEFINE_string("output", None, "The file to write; it must not exist.")
     flags.DEFINE_string("size", None, "HEIGHT,WIDTH to fix the file to; else images of any size.")
     flags.DEFINE_bool("class_map", False, "Give the most likely class a pixel, not logits.")
+    flags.DEFINE_enum("dtype", "float32", DTYPES, "Of the weights; for --format=safetensors.")
     flags.mark_flags_as_required(["workdir", "format", "output"])
     run_command(main, "regseg_jax.export")
 

@@ -25,10 +25,11 @@ except ImportError as error:
 
 from regseg_jax.data.decode import load_image
 from regseg_jax.export import onnx_format, stablehlo_format, torch_format
-from regseg_jax.export.export import create_metadata
+from regseg_jax.export.export import create_run_metadata
 from regseg_jax.export.torch_model import fuse_batch_norm
 from regseg_jax.prediction.inputs import find_inputs
 from regseg_jax.reports.tables import format_table
+from regseg_jax.runs.counters import load_counters
 from regseg_jax.runs.trained import TrainedRun, load_run
 from regseg_jax.runtime.command import run_command
 from regseg_jax.runtime.environment import describe_environment
@@ -45,10 +46,10 @@ def create_forwards(
 
     Args:
       trained: the run.
-      counters: see `torch_format.load_counters`.
+      counters: see `load_counters`.
       size: what the files are fixed to, for StableHLO's open sizes are multiples of 32.
     """
-    metadata = create_metadata(trained)
+    metadata = create_run_metadata(trained)
     model = torch_format.create_trained_torch_model(trained, counters)
     session = onnxruntime.InferenceSession(
         onnx_format.serialize(model, metadata, size), providers=["CPUExecutionProvider"]
@@ -98,7 +99,7 @@ def compare(workdir: str | os.PathLike, paths: Sequence[str | os.PathLike]) -> l
         )
     preprocess = jax.jit(create_preprocess_fn(trained.config.eval))
     infer = jax.jit(functools.partial(trained.model.apply, train=False))
-    counters = torch_format.load_counters(workdir)
+    counters = load_counters(workdir)
     forwards_of = functools.lru_cache(functools.partial(create_forwards, trained, counters))
     largest, differing, deviations = {}, {}, []
     for inputs in tqdm(_prepare(images, preprocess), total=len(images), unit="image", disable=None):

@@ -6,13 +6,24 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from regseg_jax.data.augment import MEAN, STD
+from regseg_jax.export.state_dict import create_state_dict
+from regseg_jax.runs.counters import load_counters
 from regseg_jax.runs.trained import TrainedRun, load_run
 from regseg_jax.runtime.files import check_new, replacing
 from regseg_jax.runtime.packages import require_packages
+from regseg_jax.search.found import FOUND_FILE
+from regseg_jax.weights import safetensors_files
+from regseg_jax.weights.metadata import create_metadata
 
 # The packages that each format needs beside those of requirements.txt.
-FORMATS = {"torch": ("torch",), "onnx": ("torch", "onnx"), "stablehlo": ("flatbuffers",)}
+FORMATS = {
+    "safetensors": (),
+    "torch": ("torch",),
+    "onnx": ("torch", "onnx"),
+    "stablehlo": ("flatbuffers",),
+}
+_OF_WEIGHTS = ("safetensors", "torch")  # the rest are computations
+DTYPES = ("float32", "float16")
 
 
 def export_run(
@@ -22,31 +33,44 @@ def export_run(
     size: tuple[int, int] | None = None,
     *,
     class_map: bool = False,
+    dtype: str = "float32",
 ) -> None:
     """Writes the best checkpoint of a run as one file.
 
     Args:
       workdir: of a run with a checkpoint.
       format_name: one of `FORMATS`.
-      output: the file; written whole or not at all.
-      size: (height, width) that the file is fixed to; None: any. Not for torch.
-      class_map: whether the output is the most likely class, not logits. Not for torch.
+      output: the file; its writing is atomic.
+      size: (height, width) that the file is fixed to; None: any. Not for files of weights.
+      class_map: whether the output is the most likely class, not logits. Not for files of weights.
+      dtype: one of `DTYPES`, of the weights; safetensors only.
 
     Raises:
-      ValueError: if output exists, a package is missing, the run cannot be read or has weights
-        that are not finite, or the options do not fit the format.
+      ValueError: if output exists, a package is missing, the run cannot be read, is a search or has
+        weights that are not finite, or the options do not fit the format.
     """
     if format_name not in FORMATS:
         raise ValueError(f"--format is {format_name!r}; use one of {', '.join(FORMATS)}")
-    if format_name == "torch" and (size or class_map):
+    if format_name in _OF_WEIGHTS and (size or class_map):
         raise ValueError(
-            "a file of --format=torch holds weights alone; leave out --size and --class_map"
+            f"a file of --format={format_name} holds weights alone; leave out --size and "
+            "--class_map"
+        )
+    if dtype not in DTYPES or (dtype != "float32" and format_name != "safetensors"):
+        raise ValueError(
+            f"--dtype is {dtype!r}; use one of {', '.join(DTYPES)}, the latter with "
+            "--format=safetensors"
         )
     check_new(output)
     require_packages(f"--format={format_name}", FORMATS[format_name])
     trained = load_run(workdir)
+    if trained.config.search.enabled:
+        raise ValueError(
+            f"{workdir} is a search of dilation rates, whose weights fit no variant; train what it "
+            f"found first: --config.model={workdir}/{FOUND_FILE} and --config.search.enabled=False"
+        )
     _check_finite(trained)
-    write_new_file(output, _serialize(trained, workdir, format_name, size, class_map))
+    write_new_file(output, _serialize(trained, workdir, format_name, size, class_map, dtype))
 
 
 def _check_finite(trained: TrainedRun) -> None:
@@ -64,9 +88,13 @@ def _serialize(
     format_name: str,
     size: tuple[int, int] | None,
     class_map: bool,
+    dtype: str,
 ) -> bytes:
     """The file's content. Imports what the format needs and no more."""
-    metadata = create_metadata(trained)
+    metadata = create_run_metadata(trained)
+    counters = load_counters(workdir)
+    if format_name == "safetensors":
+        return safetensors_files.serialize(create_state_dict(trained, counters), metadata, dtype)
     if format_name == "stablehlo":
         from regseg_jax.export import stablehlo_format
 
@@ -75,7 +103,7 @@ def _serialize(
         )
     from regseg_jax.export import torch_format
 
-    model = torch_format.create_trained_torch_model(trained, torch_format.load_counters(workdir))
+    model = torch_format.create_trained_torch_model(trained, counters)
     if format_name == "torch":
         return torch_format.serialize(model, metadata)
     from regseg_jax.export import onnx_format
@@ -83,23 +111,14 @@ def _serialize(
     return onnx_format.serialize(model, metadata, size, class_map=class_map)
 
 
-def create_metadata(trained: TrainedRun) -> dict[str, Any]:
-    """What a user of the file needs to know, as plain data.
-
-    Returns:
-      name: of the model; num_classes; class_names, in the order of the logits; mean and std: the
-      input is (RGB / 255 - mean) / std; image_size: what images are resized to first, [] for
-      not at all; step: of the checkpoint.
-    """
-    return {
-        "name": trained.model.variant.name,
-        "num_classes": trained.model.num_classes,
-        "class_names": list(trained.class_table.class_names),
-        "mean": list(MEAN),
-        "std": list(STD),
-        "image_size": list(trained.config.eval.image_size),
-        "step": trained.step,
-    }
+def create_run_metadata(trained: TrainedRun) -> dict[str, Any]:
+    """What a user of the file needs to know, see `weights.metadata`."""
+    return create_metadata(
+        trained.model.variant.name,
+        trained.class_table,
+        trained.config.eval.image_size,
+        trained.step,
+    )
 
 
 def write_new_file(path: str | os.PathLike, content: bytes) -> None:

@@ -20,7 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-from regseg_jax.models import RegSeg
+from regseg_jax.models.folding import fold_batch_norm
+from regseg_jax.models.regseg import RegSeg
 from regseg_jax.models.variants import Variant
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -43,7 +44,7 @@ def serialize(
 
     Args:
       model: computes in its own dtype.
-      variables: {"params", "batch_stats"}; they become constants of the computation.
+      variables: {"params", "batch_stats"}; folded, they become constants of the computation.
       metadata: what JSON can hold.
       size: the images' height and width, any. None leaves them open: multiples of 32, from
         `minimum_size` on. The batch is open in either case.
@@ -52,7 +53,7 @@ def serialize(
     Raises:
       ValueError: if the model needs a fixed size.
     """
-    variables = jax.tree.map(np.asarray, variables)
+    variables = jax.tree.map(np.asarray, fold_batch_norm(dict(variables), model.dtype))
 
     def predict(images: jax.Array) -> jax.Array:
         logits = model.apply(variables, images, train=False)

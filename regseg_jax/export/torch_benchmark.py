@@ -33,15 +33,11 @@ from regseg_jax.export.torch_forms import (
     synchronize,
     tune_convolutions,
 )
-from regseg_jax.export.torch_model import (
-    create_torch_model,
-    load_metadata,
-    load_state_dict_file,
-    load_weights,
-)
+from regseg_jax.export.torch_model import create_torch_model, load_weights
 from regseg_jax.reports.tables import format_table
 from regseg_jax.runtime.files import check_new, write_json
 from regseg_jax.runtime.machine import describe_run, read_cpu_name
+from regseg_jax.weights.torch_files import load_state_dict_file
 
 # Frames per second on a T4, version 3 and version 2 of the paper, by image size.
 PAPER_FPS = {(1024, 2048): (37, 30), (720, 960): (112, 70)}
@@ -272,12 +268,14 @@ def run(arguments: argparse.Namespace) -> None:
     # Processors without bfloat16 instructions take ten times as long in it as in float32.
     precisions = arguments.precisions or (["float32", "float16"] if on_gpu else ["float32"])
 
-    metadata = load_metadata(arguments.weights) if arguments.weights else {}
+    file = load_state_dict_file(arguments.weights) if arguments.weights else None
+    metadata = file.metadata if file else {}
     name = arguments.model or metadata.get("name", "exp48_decoder26")
     num_classes = arguments.num_classes or metadata.get("num_classes", 19)
-    if arguments.weights:
+    if file:
+        print(file.report)
         model = create_torch_model(name, num_classes).eval()
-        load_weights(model, load_state_dict_file(arguments.weights))
+        load_weights(model, file.tensors)
     else:
         model = create_random_model(name, num_classes)
     model.to(device)

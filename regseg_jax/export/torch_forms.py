@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from regseg_jax.data.classes import IGNORE_LABEL
 from regseg_jax.export.torch_model import create_torch_model, fuse_batch_norm
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -150,7 +151,7 @@ def create_train_step(
     def step() -> Tensor:
         optimizer.zero_grad()
         with _autocast(images.device, precision, torch.float32):
-            loss = F.cross_entropy(forward(images).float(), labels, ignore_index=255)
+            loss = F.cross_entropy(forward(images).float(), labels, ignore_index=IGNORE_LABEL)
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()

@@ -11,12 +11,10 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
+from regseg_jax.models.variants import BATCH_NORM_EPSILON, BATCH_NORM_UPDATE
 from regseg_jax.ops.batch_norm import batch_norm
 from regseg_jax.ops.conv import grouped_conv
 from regseg_jax.ops.pooled_conv import pooled_conv
-
-BATCH_NORM_EPSILON = 1e-5
-BATCH_NORM_UPDATE = 0.1
 
 kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
@@ -85,6 +83,8 @@ class BatchNorm(nn.Module):
     the means run over the global batch, so it is synchronised over the mesh by itself. Inside
     `jax.shard_map` an array is one device's shard: there `axis_name` synchronises.
 
+    Without a scale among its parameters it is folded (see `models.folding`): its bias is added.
+
     Attributes:
       axis_name: a mapped axis that training statistics run over too, by one `lax.psum`; None: the
         statistics are those of the array at hand. Gradients of parameters are always those of the
@@ -100,8 +100,13 @@ class BatchNorm(nn.Module):
     def __call__(self, x: Array, *, train: bool) -> Array:
         """Normalises [..., C] with the batch's statistics (train) or the running ones."""
         channels = x.shape[-1:]
-        scale = self.param("scale", nn.initializers.ones, channels)
         bias = self.param("bias", nn.initializers.zeros, channels)
+        if not self.is_initializing() and not self.has_variable("params", "scale"):
+            if train:
+                raise ValueError("folded batch norms cannot be trained; use the variables unfolded")
+            y = x + bias.astype(x.dtype)
+            return nn.relu(y) if self.use_relu else y
+        scale = self.param("scale", nn.initializers.ones, channels)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels)
         running_var = self.variable("batch_stats", "var", jnp.ones, channels)
 

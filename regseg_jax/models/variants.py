@@ -49,9 +49,11 @@ class Variant:
 
 
 STEM_CHANNELS = 32
+BATCH_NORM_EPSILON = 1e-5
+BATCH_NORM_UPDATE = 0.1  # how far running statistics go towards a batch's; PyTorch's momentum
 
-# The rates of the last 13 blocks, table 3 of the paper (v2); the field of view of each row is
-# held by tests/test_field_of_view.py.
+# The dilation rates of the last 13 blocks, table 3 of the paper (v2); the field of view of each row
+# is held by tests/models/test_field_of_view.py.
 _REGSEG = ((1,), (1, 2)) + 4 * ((1, 4),) + 7 * ((1, 14),)
 _GROWING = ((1,), (1, 2), (1, 4), (1, 6), (1, 8), (1, 10))
 DILATION_RATES: dict[str, tuple[DilationRates, ...]] = {
@@ -251,7 +253,7 @@ def load_variant(path: str | os.PathLike) -> Variant:
     except OSError as error:
         raise ValueError(f"cannot read the variant file {path}: {error.strerror}") from None
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}; mend it there") from None
+        raise ValueError(f"{path} is no JSON: {error}; fix it there") from None
     keys = {"backbone", "decoder", "dilation_rates"}
     if not isinstance(content, dict) or content.keys() - {"found"} != keys:
         has = sorted(content) if isinstance(content, dict) else type(content).__name__

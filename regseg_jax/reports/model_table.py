@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
-from regseg_jax.models import RegSeg, field_of_view
+from regseg_jax.models import field_of_view
 from regseg_jax.models.field_of_view import LayerFieldOfView
 from regseg_jax.models.layers import Conv
+from regseg_jax.models.regseg import RegSeg
 from regseg_jax.reports.tables import format_table
 
 HEADERS = (

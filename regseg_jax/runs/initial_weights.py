@@ -1,4 +1,4 @@
-"""Starting a run from the weights of another: its folder, or a PyTorch file."""
+"""Starting a run from the weights of another: its folder, or a weights file."""
 
 import dataclasses
 import os
@@ -10,11 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from regseg_jax.export.torch_weights import count_classes, find_mismatches, from_torch
-from regseg_jax.models import RegSeg
+from regseg_jax.models.regseg import RegSeg
 from regseg_jax.runs.trained import load_run
-from regseg_jax.runtime.packages import require_packages
 from regseg_jax.search.searched_conv import RATES, TAP_WIDTH
+from regseg_jax.weights.load import find_weights, load_weights_file
+from regseg_jax.weights.names import (
+    count_classes,
+    find_mismatches,
+    format_mismatches,
+    from_torch,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,53 +42,51 @@ class InitialWeights:
 def load_initial_weights(path: str | os.PathLike, model: RegSeg) -> InitialWeights:
     """Reads the weights and statistics that a model starts from.
 
-    Of a classifier of another class count nothing is taken: it starts anew.
+    Of a classifier of another class count nothing is taken: it starts from scratch.
 
     Args:
       path: a run's folder, whose best checkpoint is read, or a PyTorch file with the author's
-        names, see `export.torch_weights`.
+        names, see `weights.names`.
       model: what is trained.
 
     Raises:
       ValueError: if path is neither, or holds another architecture.
     """
-    path = pathlib.Path(path)
-    if not path.exists():
+    if not pathlib.Path(path).is_dir():
+        source, num_classes, variables = _load_file(path, model)
+        return _select(source, flatten_dict(variables), num_classes, model)
+    trained = load_run(path)
+    _check_variant(path, trained.model.variant.name, model)
+    source = f"config.init_from: step {trained.step} of the run {path}"
+    return _select(source, flatten_dict(trained.variables), trained.model.num_classes, model)
+
+
+def _check_variant(path: str | os.PathLike, name: str, model: RegSeg) -> None:
+    if name != model.variant.name:
         raise ValueError(
-            f"config.init_from: there is no {path}; set the folder of a run, a PyTorch file, or "
-            "nothing to start from random weights"
+            f"config.init_from: {path} is of {name}, this run is one of {model.variant.name}; set "
+            f"--config.model={name}, or start from other weights"
         )
-    source = "config.init_from: "
-    if path.is_dir():
-        trained = load_run(path)
-        source += f"step {trained.step} of the run {path}"
-        if trained.model.variant.name != model.variant.name:
-            raise ValueError(
-                f"config.init_from: {path} is a run of {trained.model.variant.name}, this is one "
-                f"of {model.variant.name}; set --config.model={trained.model.variant.name}, or "
-                "start from another run"
-            )
-        num_classes, variables = trained.model.num_classes, trained.variables
-    else:
-        source += f"the PyTorch file {path}"
-        num_classes, variables = _load_torch_file(path, model)
-    return _select(source, flatten_dict(variables), num_classes, model)
 
 
-def _load_torch_file(path: pathlib.Path, model: RegSeg) -> tuple[int, dict[str, Any]]:
-    require_packages("reading a PyTorch file", ("torch",))
-    from regseg_jax.export.torch_format import load_arrays
-
-    state_dict = load_arrays(path)
-    num_classes = count_classes(state_dict) or model.num_classes
+def _load_file(path: str | os.PathLike, model: RegSeg) -> tuple[str, int, dict[str, Any]]:
+    try:
+        file = load_weights_file(find_weights(path))
+    except ValueError as error:
+        raise ValueError(
+            f"config.init_from: {error}; or set the folder of a run, or nothing to start from "
+            "random weights"
+        ) from None
+    if "name" in file.metadata:
+        _check_variant(path, file.metadata["name"], model)
+    num_classes = count_classes(file.arrays) or model.num_classes
     model = model.clone(num_classes=num_classes)
-    if problems := find_mismatches(state_dict, model):
+    if problems := find_mismatches(file.arrays, model):
         raise ValueError(
-            f"config.init_from: {path} is no {model.variant.name}: {len(problems)} arrays do not "
-            f"fit ({'; '.join(problems[:3])}{'...' if len(problems) > 3 else ''}); set "
-            "config.model to the architecture that it was trained as"
+            f"config.init_from: {path} is no {model.variant.name}: {format_mismatches(problems)}; "
+            "set config.model to the architecture that it was trained as"
         )
-    return num_classes, from_torch(state_dict, model)
+    return f"config.init_from: {file.report}", num_classes, from_torch(file.arrays, model)
 
 
 def _select(
@@ -111,7 +114,7 @@ def _select(
         name, reason = "/".join(path), "searched here"
         if path in arrays:
             reason = f"there {list(arrays[path].shape)}, of {num_classes} classes"
-        lines.append(f"  not loaded, starts anew: {name} {list(expected[path])} ({reason})")
+        lines.append(f"  not loaded, starts from scratch: {name} {list(expected[path])} ({reason})")
     return InitialWeights(taken, "\n".join(lines))
 
 

@@ -5,7 +5,7 @@ import optax
 
 from regseg_jax.config import Config
 from regseg_jax.data.dataset import Dataset
-from regseg_jax.models import RegSeg, create_model
+from regseg_jax.models.regseg import RegSeg, create_model
 from regseg_jax.models.variants import get_variant
 from regseg_jax.search.rate_search import (
     RateSearch,

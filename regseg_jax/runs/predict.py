@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from regseg_jax.data.classes import ClassTable
+from regseg_jax.models.folding import fold_batch_norm
 from regseg_jax.models.regseg import RegSeg
 from regseg_jax.prediction.engine import Failures, Predictor
 from regseg_jax.prediction.images import predict_images
@@ -25,6 +26,7 @@ from regseg_jax.runs.parts import create_dataset
 from regseg_jax.runs.trained import TrainedRun, load_run
 from regseg_jax.runtime.packages import require_packages
 from regseg_jax.training.evaluation import EvalConfig, create_image_score_fn
+from regseg_jax.weights.load import load_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +64,6 @@ class Trained:
     @classmethod
     def from_weights(cls, path_or_name: str, model_name: str | None = None) -> "Trained":
         """Exported weights; says what was read."""
-        from regseg_jax.weights.load import load_weights
-
         weights = load_weights(path_or_name, model_name)
         print(weights.report)
         table, config = weights.class_table, EvalConfig(image_size=weights.image_size)
@@ -100,7 +100,7 @@ class Options:
         """What predicts as the run's evaluation does, but for these options."""
         config = self.apply(trained.eval_config)
         score_fn = create_image_score_fn(trained.model, config)
-        variables = self.choose_variables(trained)
+        variables = fold_batch_norm(self.choose_variables(trained), trained.model.dtype)
         return Predictor(score_fn, variables, self.tiling, can_tile=not config.image_size)
 
     def apply(self, config: EvalConfig) -> EvalConfig:

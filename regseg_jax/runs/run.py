@@ -24,7 +24,7 @@ from regseg_jax.data.pipeline import Batch, ProcessShare, create_train_iterator
 from regseg_jax.data.sampling import Sampler, check_epoch_size
 from regseg_jax.data.sources.source import Source
 from regseg_jax.data.survey import Survey, find_warnings, survey_source
-from regseg_jax.models import RegSeg
+from regseg_jax.models.regseg import RegSeg
 from regseg_jax.ops.lowerings import LoweringTable
 from regseg_jax.runs.conv_lowerings import load_conv_lowerings
 from regseg_jax.runs.initial_weights import InitialWeights, load_initial_weights

@@ -6,7 +6,7 @@ from typing import Any
 
 from regseg_jax.config import Config
 from regseg_jax.data.classes import ClassTable
-from regseg_jax.models import RegSeg
+from regseg_jax.models.regseg import RegSeg
 from regseg_jax.runs.parts import (
     abstract_train_state,
     create_dataset,

@@ -15,7 +15,8 @@ from absl import flags
 from regseg_jax.benchmark.core import define_workload_flags, run_benchmark, time_in_turns
 from regseg_jax.benchmark.jax_backend import learning_rate_fn, prepare_training
 from regseg_jax.benchmark.workload import Prepared, Workload, create_workload
-from regseg_jax.models import create_model, variants
+from regseg_jax.models import variants
+from regseg_jax.models.regseg import create_model
 from regseg_jax.reports.tables import format_table
 from regseg_jax.runtime.arguments import parse_size
 from regseg_jax.search.rate_search import RateSearch, searched_layers

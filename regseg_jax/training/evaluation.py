@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 from PIL import Image
 from tqdm import tqdm
 
@@ -15,7 +16,8 @@ from regseg_jax.data.augment import resize_and_normalize
 from regseg_jax.data.classes import IGNORE_LABEL, ClassTable
 from regseg_jax.data.pipeline import Batch, EvalPlan, ProcessShare, create_eval_iterator
 from regseg_jax.data.sources.source import Source
-from regseg_jax.models import RegSeg
+from regseg_jax.models.folding import fold_batch_norm
+from regseg_jax.models.regseg import RegSeg
 from regseg_jax.reports.pictures import draw_panel
 from regseg_jax.runtime.checks import check_integer, check_number, check_size
 from regseg_jax.training.metrics import ConfusionMatrix, Scores, compute_scores
@@ -104,6 +106,7 @@ class Evaluator:
       mesh: over which the batches are sharded.
       config: sizes, batches and pictures.
       num_workers: processes that decode.
+      dtype: of the model's computation.
     """
 
     eval_step: EvalStep
@@ -112,6 +115,7 @@ class Evaluator:
     mesh: Mesh
     config: EvalConfig
     num_workers: int
+    dtype: DTypeLike
 
     @classmethod
     def create(
@@ -132,7 +136,7 @@ class Evaluator:
             create_eval_step(model, create_image_score_fn(model, config), mesh),
             out_shardings=(batch_sharded(mesh), replicated(mesh)),
         )
-        return cls(eval_step, source, class_table, mesh, config, num_workers)
+        return cls(eval_step, source, class_table, mesh, config, num_workers, model.dtype)
 
     def __call__(self, variables: dict[str, Any]) -> Evaluation:
         """Scores every image of the split.
@@ -143,7 +147,7 @@ class Evaluator:
         Args:
           variables: {"params", "batch_stats"}, on any devices.
         """
-        variables = replicate(variables, self.mesh)
+        variables = fold_batch_norm(replicate(variables, self.mesh), self.dtype)
         num_images, num_worst = len(self.source), self.config.num_worst
         drawn = set(np.linspace(0, num_images - 1, self.config.num_panels, dtype=int).tolist())
         total, panels = ConfusionMatrix.empty(self.class_table.num_classes), {}

@@ -13,8 +13,8 @@ from jax import Array
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from regseg_jax.models import RegSeg
 from regseg_jax.models.layers import BATCH_NORM_UPDATE
+from regseg_jax.models.regseg import RegSeg
 from regseg_jax.training.sharding import BATCH_AXIS, replicated, shard_batch
 from regseg_jax.training.steps import AugmentFn, augment_batch
 from regseg_jax.training.train_state import TrainState

@@ -18,7 +18,7 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from regseg_jax.models import RegSeg
+from regseg_jax.models.regseg import RegSeg
 from regseg_jax.ops.resize import upsample_bilinear
 from regseg_jax.training.metrics import ConfusionMatrix
 from regseg_jax.training.optimizer import Schedule

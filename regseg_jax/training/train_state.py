@@ -8,7 +8,7 @@ import optax
 from flax import struct
 from flax.training.dynamic_scale import DynamicScale
 
-from regseg_jax.models import RegSeg
+from regseg_jax.models.regseg import RegSeg
 
 
 @struct.dataclass

@@ -34,7 +34,8 @@ from regseg_jax.benchmark.workload import (
 )
 from regseg_jax.export import torch_model as torch_models
 from regseg_jax.export.torch_forms import Form, calibrate
-from regseg_jax.models import RegSeg, variants
+from regseg_jax.models import variants
+from regseg_jax.models.regseg import RegSeg
 
 ROOT = pathlib.Path(__file__).parents[2]
 # Three blocks and the smallest decoder: training steps of it compile in seconds.
@@ -60,10 +61,10 @@ def model():
 @pytest.fixture(scope="module")
 def torch_model():
     """`model` in PyTorch."""
-    stages = tuple((name, (torch_models.Block(width, stride=2),)) for name, width in STAGES)
+    stages = tuple((name, (variants.Block(width, stride=2),)) for name, width in STAGES)
     decoder = torch_models.DECODERS["decoder12"]
     torch.manual_seed(0)
-    return calibrate(torch_models.RegSeg(torch_models.Backbone(stages), decoder, 11))
+    return calibrate(torch_models.RegSeg(variants.Backbone(stages), decoder, 11))
 
 
 @pytest.mark.parametrize("mode", MODES)

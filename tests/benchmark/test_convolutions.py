@@ -14,7 +14,7 @@ from regseg_jax.benchmark.convolutions import (
     time_conv,
 )
 from regseg_jax.benchmark.core import Timing
-from regseg_jax.models import create_model
+from regseg_jax.models.regseg import create_model
 from regseg_jax.ops.lowerings import (
     ConvGeometry,
     LoweringTable,

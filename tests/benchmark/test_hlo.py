@@ -7,7 +7,8 @@ import pytest
 from jax.sharding import Mesh, PartitionSpec
 
 from regseg_jax.benchmark import hlo
-from regseg_jax.models import RegSeg, variants
+from regseg_jax.models import variants
+from regseg_jax.models.regseg import RegSeg
 
 # Written by hand in the form of the GPU and TPU compilers, which are not needed here.
 GPU_TEXT = """HloModule jit_train_step, is_scheduled=true

@@ -15,8 +15,9 @@ from regseg_jax.data.augment import MEAN, STD
 from regseg_jax.data.classes import CAMVID
 from regseg_jax.export import export, torch_format
 from regseg_jax.export.export import export_run, write_new_file
-from regseg_jax.export.torch_model import create_torch_model, load_state_dict_file
+from regseg_jax.export.torch_model import create_torch_model
 from regseg_jax.runs import trained as run
+from regseg_jax.weights.torch_files import load_state_dict_file
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -38,18 +39,25 @@ def trained(workdir) -> run.TrainedRun:
 def test_a_torch_file_is_a_state_dict_and_plain_data(workdir, tmp_path):
     export_run(workdir, "torch", tmp_path / "a.pt")
     content = torch.load(tmp_path / "a.pt", weights_only=True)
+    content.pop("version", None)  # there where the package is installed
     model = create_torch_model(NAME, NUM_CLASSES)
     model.load_state_dict(content.pop("model"), strict=True)
     assert json.loads(json.dumps(content)) == {
         "name": NAME,
         "num_classes": 11,
         "class_names": list(CAMVID.class_names),
+        "class_table": "camvid",
+        "colors": [list(color) for color in CAMVID.colors],
+        "label_ids": list(CAMVID.label_ids),
+        "ignored_label_ids": [11, 255],
+        "ignored_colors": [list(color) for color in CAMVID.ignored_colors],
+        "reduced_without": [],
         "mean": list(MEAN),
         "std": list(STD),
         "image_size": [],
         "step": 0,
     }
-    assert load_state_dict_file(tmp_path / "a.pt").keys() == model.state_dict().keys()
+    assert load_state_dict_file(tmp_path / "a.pt").tensors.keys() == model.state_dict().keys()
 
 
 def test_steps_taken_here_count_as_batches(trained):
@@ -89,7 +97,7 @@ def test_options_that_a_torch_file_has_not_are_refused(workdir, tmp_path):
     for options in ({"size": (64, 96)}, {"class_map": True}):
         with pytest.raises(ValueError, match=r"leave out --size and --class_map"):
             export_run(workdir, "torch", tmp_path / "a.pt", **options)
-    with pytest.raises(ValueError, match=r"--format is 'tflite'; use one of torch, onnx"):
+    with pytest.raises(ValueError, match=r"--format is 'tflite'; use one of safetensors, torch"):
         export_run(workdir, "tflite", tmp_path / "a.pt")
 
 
@@ -104,6 +112,20 @@ def test_weights_that_are_not_finite_are_refused(
     with pytest.raises(ValueError, match=r"step 0 has NaN or infinity in .*stem.bn.bias"):
         export_run(workdir, format_name, tmp_path / "a")
     assert not any(tmp_path.iterdir())
+
+
+def test_a_search_is_refused(workdir, trained, tmp_path, monkeypatch):
+    search = dataclasses.replace(trained.config.search, enabled=True)
+    config = dataclasses.replace(trained.config, search=search)
+    monkeypatch.setattr(export, "load_run", lambda _: dataclasses.replace(trained, config=config))
+    with pytest.raises(ValueError, match=r"train what it found first: .*run/found\.json"):
+        export_run(workdir, "torch", tmp_path / "a.pt")
+
+
+def test_half_precision_is_of_safetensors(workdir, tmp_path):
+    for format_name, dtype in (("torch", "float16"), ("safetensors", "int8")):
+        with pytest.raises(ValueError, match=f"--dtype is '{dtype}'"):
+            export_run(workdir, format_name, tmp_path / "a", dtype=dtype)
 
 
 def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):

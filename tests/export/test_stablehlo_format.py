@@ -16,7 +16,7 @@ from regseg_jax.data.augment import MEAN, STD
 from regseg_jax.data.classes import CAMVID
 from regseg_jax.export import stablehlo_format
 from regseg_jax.export.export import export_run
-from regseg_jax.models import create_model
+from regseg_jax.models.regseg import create_model
 from regseg_jax.models.variants import get_variant
 from regseg_jax.runs import trained as run
 

@@ -7,7 +7,8 @@ import torch
 
 from regseg_jax.export import torch_benchmark as tb
 from regseg_jax.export import torch_forms
-from regseg_jax.export.torch_model import DECODERS, Backbone, Block, RegSeg
+from regseg_jax.export.torch_model import DECODERS, RegSeg
+from regseg_jax.models.variants import Backbone, Block
 
 SMALL = Backbone(
     (

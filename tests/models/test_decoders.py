@@ -7,9 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from regseg_jax.export.torch_weights import to_torch
 from regseg_jax.models.decoders import create_decoder
 from regseg_jax.models.variants import DECODERS
+from regseg_jax.weights.names import to_torch
 
 # Odd and even sizes; the bins of pyramid pooling overlap.
 SHAPES = {"x4": (2, 15, 22, 5), "x8": (2, 8, 11, 6), "x16": (2, 4, 6, 7)}

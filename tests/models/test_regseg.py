@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from regseg_jax.models import RegSeg, create_model
 from regseg_jax.models.blocks import DilatedConv
+from regseg_jax.models.regseg import RegSeg, create_model
 
 # With 19 classes (paper, tables 4 to 6, and the author's code).
 PARAMETERS = {

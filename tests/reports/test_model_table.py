@@ -3,7 +3,8 @@ import functools
 import jax
 import pytest
 
-from regseg_jax.models import create_model, field_of_view, variants
+from regseg_jax.models import field_of_view, variants
+from regseg_jax.models.regseg import create_model
 from regseg_jax.reports import model_table
 
 NUM_PARAMETERS = {

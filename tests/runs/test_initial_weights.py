@@ -10,11 +10,12 @@ import torch
 from flax.traverse_util import flatten_dict
 from small_import import NAME, NUM_CLASSES
 
-from regseg_jax.export.torch_weights import from_torch
-from regseg_jax.models import RegSeg, create_model, variants
+from regseg_jax.models import variants
+from regseg_jax.models.regseg import RegSeg, create_model
 from regseg_jax.runs import initial_weights
 from regseg_jax.runs.initial_weights import load_initial_weights
 from regseg_jax.search.rate_search import create_search_model
+from regseg_jax.weights.names import from_torch
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -47,13 +48,13 @@ def test_every_array_is_loaded(folder, source):
 
 
 @pytest.mark.parametrize("source", ["run", "weights.pth"])
-def test_a_classifier_of_another_class_count_starts_anew(folder, source):
+def test_a_classifier_of_another_class_count_starts_from_scratch(folder, source):
     model = create_model(NAME, 4)
     initial = load_initial_weights(folder / source, model)
     anew = {("params", "decoder", "classifier", leaf) for leaf in ("kernel", "bias")}
     expected = _flat(small_import.create_weights())
     assert expected.keys() - initial.arrays.keys() == anew
-    assert re.findall(r"starts anew: (.*)", initial.report) == [
+    assert re.findall(r"starts from scratch: (.*)", initial.report) == [
         "params/decoder/classifier/bias [4] (there [11], of 11 classes)",
         "params/decoder/classifier/kernel [1, 1, 64, 4] (there [1, 1, 64, 11], of 11 classes)",
     ]
@@ -68,8 +69,8 @@ def test_a_classifier_of_another_class_count_starts_anew(folder, source):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("run", rf"run is a run of {NAME}, this is one of small_decoder14; set --config\.model="),
-        ("weights.pth", r"is no small_decoder14: \d+ arrays do not fit .*; set config\.model"),
+        ("run", rf"run is of {NAME}, this run is one of small_decoder14; set --config\.model="),
+        ("weights.pth", r"is no small_decoder14: \d+ differences .*; set config\.model"),
     ],
 )
 def test_another_architecture_is_one_line(folder, source, message):
@@ -81,12 +82,12 @@ def test_another_architecture_is_one_line(folder, source, message):
 
 def test_what_is_no_source_is_named(tmp_path):
     model = create_model(NAME, NUM_CLASSES)
-    with pytest.raises(ValueError, match=r"there is no .*nowhere; set the folder of a run"):
+    with pytest.raises(ValueError, match=r"there is no weights file .*nowhere.*folder of a run"):
         load_initial_weights(tmp_path / "nowhere", model)
     with pytest.raises(ValueError, match=r"holds no run: there is no .*config\.json"):
         load_initial_weights(tmp_path, model)
     (tmp_path / "notes.txt").write_text("hello")
-    with pytest.raises(ValueError, match=r"notes\.txt is no PyTorch file"):
+    with pytest.raises(ValueError, match=r"notes\.txt \(5 bytes\) is no PyTorch file"):
         load_initial_weights(tmp_path / "notes.txt", model)
 
 
@@ -101,7 +102,9 @@ def test_a_search_starts_from_fixed_rates_of_as_many_branches(small_variant):
     arrays = shaped([[1, 1], [1, 2]])
     initial = initial_weights._select("a run", arrays, NUM_CLASSES, model)
     assert initial.arrays.keys() == arrays.keys()
-    assert re.findall(r"starts anew: params/backbone/(\S+) \[2?\] \(searched", initial.report) == [
+    assert re.findall(
+        r"starts from scratch: params/backbone/(\S+) \[2?\] \(searched", initial.report
+    ) == [
         f"{block}/conv2/{name}"
         for block in ("stage16_1", "stage16_2")
         for name in ("dilation_rates", "tap_width")

@@ -13,11 +13,11 @@ from small_import import small_backbone
 
 from regseg_jax.config import Config, flatten_config
 from regseg_jax.export.export import export_run
-from regseg_jax.export.torch_weights import to_torch
 from regseg_jax.runs.evaluate import evaluate_run
 from regseg_jax.runs.trained import TrainedRun, load_run
 from regseg_jax.runs.workdir import load_config
 from regseg_jax.training.evaluation import create_image_score_fn
+from regseg_jax.weights.names import to_torch
 
 OLD_RUNS = pathlib.Path(__file__).parent / "old_runs"
 IMAGE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)

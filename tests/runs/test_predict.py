@@ -132,8 +132,6 @@ def test_options_that_the_run_does_not_have(workdir, photos, tmp_path):
 
 
 def test_weights_without_a_run(workdir, photos, tmp_path):
-    load = pytest.importorskip("regseg_jax.weights.load", reason="needs the room of weights")
-    assert load.load_weights
     trained = Trained.from_weights(str(workdir.parent / "weights.pth"), small_import.NAME)
     predict(trained, [photos / "a.png"], tmp_path / "weights")
     predict(workdir, [photos / "a.png"], tmp_path / "run")

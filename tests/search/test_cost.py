@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from regseg_jax.benchmark.workload import create_workload
-from regseg_jax.models import RegSeg, variants
+from regseg_jax.models import variants
+from regseg_jax.models.regseg import RegSeg
 from regseg_jax.search.cost import prepare_step
 
 

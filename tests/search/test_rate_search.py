@@ -7,7 +7,8 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from regseg_jax.models import RegSeg, field_of_view, variants
+from regseg_jax.models import field_of_view, variants
+from regseg_jax.models.regseg import RegSeg
 from regseg_jax.search.rate_search import (
     RateSearch,
     clamp_rates,

@@ -16,7 +16,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from regseg_jax.data.augment import AugmentConfig, augment, normalize
-from regseg_jax.models import RegSeg
+from regseg_jax.models.regseg import RegSeg
 from regseg_jax.models.variants import Backbone, Block, Variant
 from regseg_jax.ops.conv import grouped_conv
 from regseg_jax.search.rate_search import RateSearch, create_search_model, searched_layers

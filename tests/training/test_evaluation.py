@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from regseg_jax.data.classes import CAMVID, CITYSCAPES, IGNORE_LABEL
-from regseg_jax.models import RegSeg
+from regseg_jax.models.regseg import RegSeg
 from regseg_jax.runs.scores import format_evaluation, format_scores, named_scores
 from regseg_jax.training.evaluation import (
     EvalConfig,
@@ -64,7 +64,9 @@ def _evaluate(source: Predicted, class_table, **options) -> Evaluation:
 
     compiled = jax.jit(eval_step, out_shardings=(batch_sharded(mesh), replicated(mesh)))
     config = EvalConfig(batch_size=4, **{"num_panels": 0, **options})
-    return Evaluator(compiled, source, class_table, mesh, config, num_workers=0)({})
+    return Evaluator(compiled, source, class_table, mesh, config, num_workers=0, dtype=jnp.float32)(
+        {"params": {}, "batch_stats": {}}
+    )
 
 
 def _mean_iou(source: Predicted, index: int) -> float:

@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from small_import import NAME, NUM_CLASSES
 
 from regseg_jax.export.torch_model import create_torch_model
-from regseg_jax.export.torch_weights import from_torch, to_torch
-from regseg_jax.models import create_model
+from regseg_jax.models.regseg import create_model
 from regseg_jax.training.losses import cross_entropy
+from regseg_jax.weights.names import from_torch, to_torch
 
 LOSS_SCALES = {"float32": 1.0, "bfloat16": 1.0, "float16": 2.0**10}
 

@@ -7,7 +7,7 @@ import torch
 from flax.traverse_util import flatten_dict
 from golden import author
 
-from regseg_jax.models import create_model
+from regseg_jax.models.regseg import create_model
 from regseg_jax.training.optimizer import create_learning_rate_fn, create_optimizer, decay_mask
 
 

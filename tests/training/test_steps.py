@@ -13,9 +13,8 @@ from jax import Array
 from jax.sharding import Mesh
 
 from regseg_jax.data.augment import AugmentConfig, augment, normalize
-from regseg_jax.export.torch_weights import from_torch, to_torch
-from regseg_jax.models import RegSeg, create_model
 from regseg_jax.models.layers import BatchNorm, Conv
+from regseg_jax.models.regseg import RegSeg, create_model
 from regseg_jax.models.variants import Variant
 from regseg_jax.training.losses import cross_entropy
 from regseg_jax.training.optimizer import create_learning_rate_fn, create_optimizer
@@ -27,6 +26,7 @@ from regseg_jax.training.steps import (
     create_train_step,
 )
 from regseg_jax.training.train_state import TrainState, create_train_state, start_from
+from regseg_jax.weights.names import from_torch, to_torch
 
 LEARNING_RATE_FN = create_learning_rate_fn(0.05, 10, 2)
 TX = create_optimizer(LEARNING_RATE_FN, 1e-4)

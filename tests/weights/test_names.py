@@ -6,9 +6,9 @@ import torch
 from flax.traverse_util import flatten_dict
 from golden import author
 
-from regseg_jax.export.torch_weights import from_torch, to_torch
-from regseg_jax.models import RegSeg, create_model
+from regseg_jax.models.regseg import RegSeg, create_model
 from regseg_jax.models.variants import DECODERS, Variant
+from regseg_jax.weights.names import find_matching_variants, from_torch, to_torch
 
 GOLDEN_SHAPES = author.load_shapes()
 
@@ -94,7 +94,7 @@ def test_torch_tensors_and_other_dtypes_are_taken(small_model, small_variables):
     _assert_equal(variables, expected)
 
 
-def test_all_that_does_not_fit_is_in_one_message(small_model, small_variables):
+def test_what_does_not_fit_is_in_one_message(small_model, small_variables):
     state_dict = to_torch(small_variables)
     for missing in ("stem.conv.weight", "body.stage8.bn2.running_mean"):
         del state_dict[missing]
@@ -102,7 +102,7 @@ def test_all_that_does_not_fit_is_in_one_message(small_model, small_variables):
     state_dict["module.extra"] = np.zeros(3)
     state_dict["decoder.classifier.weight"] = np.zeros((19, 64, 1, 1))
     state_dict["stem.bn.bias"] = np.zeros(())
-    with pytest.raises(ValueError, match="does not fit small_decoder26") as error:
+    with pytest.raises(ValueError, match="do not fit small_decoder26: 6 differences") as error:
         from_torch(state_dict, small_model)
     for problem in (
         "missing stem.conv.weight [32, 3, 3, 3]",
@@ -128,10 +128,23 @@ def test_a_damaged_state_dict_is_held_against_the_nearest_model():
     assert str(error.value).count(";") == 1
 
 
-@pytest.mark.parametrize("state_dict", [{}, {"fc.weight": np.zeros((3, 4))}])
-def test_a_state_dict_of_something_else_raises(state_dict):
-    with pytest.raises(ValueError, match=r"missing stem\.conv\.weight"):
+def test_of_a_state_dict_of_something_else_ten_names_are_named():
+    state_dict = {f"fc.{i}.weight": np.zeros((3, 4)) for i in range(700)}
+    with pytest.raises(ValueError, match=r"\d+ differences \(unexpected fc\.0\.weight;") as error:
         from_torch(state_dict)
+    assert str(error.value).count("unexpected fc") == 10
+    assert len(str(error.value)) < 500
+
+
+def test_variants_that_differ_in_dilation_rates_only():
+    def find(name):
+        return find_matching_variants(to_torch(_fill(_shapes(create_model(name, 5)))))
+
+    shapes_of_exp48 = [
+        f"{name}_decoder26" for name in ("exp43", "exp46", "exp47", "exp48", "exp52")
+    ]
+    assert find("exp48_decoder26") == shapes_of_exp48
+    assert find("exp53_decoder29") == ["exp53_decoder29"]
 
 
 def test_a_leaf_without_counterpart_raises(small_variables):

@@ -7,7 +7,7 @@ Only numpy is needed: a state dict is any mapping of names to arrays (torch tens
 import dataclasses
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +41,7 @@ _LEAVES = (
 )
 # PyTorch counts the batches each batch norm saw. It uses the count only where momentum is None.
 _COUNTER = "num_batches_tracked"
+_MAX_NAMED = 10  # mismatches that a message names
 
 
 def from_torch(
@@ -58,15 +59,11 @@ def from_torch(
       [k, k, in / groups, out]. `num_batches_tracked` has no counterpart and is left out.
 
     Raises:
-      ValueError: names all that are missing, unexpected or of another shape, in one message.
+      ValueError: counts what is missing, unexpected or of another shape, and names ten.
     """
     arrays = _without_counters(state_dict)
     model = model or _nearest_model(arrays)
-    if problems := find_mismatches(state_dict, model):
-        raise ValueError(
-            f"the PyTorch state dict does not fit {model.variant.name}: {'; '.join(problems)}. "
-            "Convert it for the model that it was trained as"
-        )
+    _check_fits(state_dict, model)
     flat = {}
     for name, array in arrays.items():
         module, _, leaf = name.rpartition(".")
@@ -79,15 +76,47 @@ def from_torch(
     return unflatten_dict(flat)
 
 
+def find_matching_variants(state_dict: Mapping[str, np.ndarray]) -> list[str]:
+    """The variants of the tables that a state dict fits, which differ in dilation rates only.
+
+    Raises:
+      ValueError: if there is none; names what does not fit the nearest.
+    """
+    model = _nearest_model(_without_counters(state_dict))
+    _check_fits(state_dict, model)
+    backbone, _, decoder = model.variant.name.partition("_")
+    return [
+        f"{name}_{decoder}"
+        for name in variants.BACKBONES
+        if _describe_shapes(name) == _describe_shapes(backbone)
+    ]
+
+
+def _check_fits(state_dict: Mapping[str, np.ndarray], model: RegSeg) -> None:
+    if problems := find_mismatches(state_dict, model):
+        raise ValueError(
+            f"the weights do not fit {model.variant.name}: {format_mismatches(problems)}. "
+            "Read them as the model that they were trained as"
+        )
+
+
+def format_mismatches(problems: Sequence[str]) -> str:
+    """The number of mismatches and the first ten."""
+    more = "; ..." if len(problems) > _MAX_NAMED else ""
+    return f"{len(problems)} differences ({'; '.join(problems[:_MAX_NAMED])}{more})"
+
+
 def find_mismatches(state_dict: Mapping[str, np.ndarray], model: RegSeg) -> list[str]:
-    """Says what is missing, unexpected or of another shape in a state dict for this model."""
+    """Says what is of another shape, unexpected or missing in a state dict for this model."""
     arrays, expected = _without_counters(state_dict), _shapes(model)
-    problems = [f"missing {name} {list(expected[name])}" for name in expected if name not in arrays]
-    problems += [f"unexpected {name}" for name in arrays if name not in expected]
-    problems += [
+    problems = [
         f"{name} has shape {list(array.shape)}, not {list(expected[name])}"
         for name, array in arrays.items()
         if name in expected and array.shape != expected[name]
+    ]
+    problems += [f"unexpected {name}" for name in arrays if name not in expected]
+    problems += [
+        f"missing {name} {list(expected[name])}" for name in expected if name not in arrays
     ]
     return problems
 
@@ -197,6 +226,12 @@ def _nearest_model(arrays: Mapping[str, np.ndarray]) -> RegSeg:
 
     decoder = min(variants.DECODERS, key=mismatches)
     return create_model(f"{backbone}_{decoder}", num_classes)
+
+
+def _describe_shapes(backbone: str) -> tuple:
+    """What the shapes of a backbone's arrays follow from: all but its dilation rates."""
+    spec = variants.BACKBONES[backbone]
+    return _blocks(backbone), spec.group_width, spec.pool_in_shortcut
 
 
 def _blocks(backbone: str) -> set[tuple[str, int, int]]:
