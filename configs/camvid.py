@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
     # The paper's figures for CamVid: all that differs from Cityscapes.
     config.num_epochs = 200
     config.global_batch_size = 12
-    config.optimizer.learning_rate = 0.005  # a tenth, for the weights are trained already
+    config.optimizer.learning_rate = 0.005  # a tenth, as the weights are trained already
     config.optimizer.warmup_steps = 1000
     config.augment.crop_size = (720, 960)  # whole images; padding comes before the crop
     config.augment.min_shorter_side = 288

@@ -1,9 +1,9 @@
-"""CamVid at half size (SegNet's edition, 180 x 240 crops): a yardstick that a CPU can run.
+"""CamVid at half size (SegNet's edition, 180 x 240 crops): small enough for a CPU.
 
     python -m regseg_jax.main --config=configs/camvid_half.py --workdir=runs/camvid_half \
         --config.data.data_dir=CAMVID
 
-The author's model and recipe trained so in PyTorch scored 53.1 and 52.2 % mean IoU on the
+The author's model and recipe, trained like this in PyTorch, scored 53.1 and 52.2 % mean IoU on the
 validation split (seeds 0 and 1), in 30 epochs of about 36 s on 2 CPU cores.
 """
 

@@ -11,10 +11,10 @@ SegNet's, 360 x 480 (`train/`, `trainannot/`), with scales and crop halved:
         --config.data.data_dir=CAMVID
 
 Trains on the train split, scores on val; the usual protocol is
-`--config.data.train_split=trainval --config.data.eval_split=test`. At 360 x 480 others report
-without pretraining 66.9 (FC-DenseNet103, on train) and 69.1 % (LMFFNet-3-8, on trainval); the two
-editions' scores are not comparable. Not run to its end here, so there are no hours and no score of
-this project's own.
+`--config.data.train_split=trainval --config.data.eval_split=test`. Without pretraining, others
+report at 360 x 480 66.9 (FC-DenseNet103, on train) and 69.1 % (LMFFNet-3-8, on trainval); the two
+editions' scores are not comparable. Not run to the end here, so there are no
+hours and no score of this project's own.
 
 Batch, epochs, warm-up, scales and crop are the paper's for CamVid (configs/camvid.py); the learning
 rate is its 0.05 for training from scratch on Cityscapes.

@@ -12,7 +12,7 @@ from regseg_jax.runtime.recipes import load_recipe
 
 
 def get_config() -> ConfigDict:
-    """30 epochs of 45 steps, as the run that trains what was found; the rates move after three."""
+    """30 epochs of 45 steps, like the run that trains the result; the search starts after 3."""
     config = load_recipe("camvid_half")
     config.search.enabled = True
     config.search.warmup_steps = 135

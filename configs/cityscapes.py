@@ -9,7 +9,7 @@
 with 30 GB free.
 
 371,000 steps. The author's three runs scored 77.76, 78.85 and 78.07 % mean IoU; their training loss
-was 1.198 in the first epoch, then 0.892, 0.748 and 0.710. Not run to its end here, so no hours are
+was 1.198 in the first epoch, then 0.892, 0.748 and 0.710. Not run to the end here, so no hours are
 given.
 """
 
@@ -25,8 +25,8 @@ def get_config() -> ConfigDict:
     config.data.source = "cityscapes"
     config.data.train_split = "train"
     config.data.eval_split = "val"
-    # The figures of the paper and of the author's code; the others (momentum, weight
-    # decay and what it leaves out, bootstrapping's shares, flips) are the defaults of config.py.
+    # The figures of the paper and of the author's code; the others (momentum,
+    # weight decay, bootstrapping, flips) are the defaults of config.py.
     config.num_epochs = 1000
     config.global_batch_size = 8
     config.precision = "float16"  # with dynamic loss scaling; bfloat16 on TPUs

@@ -1,4 +1,4 @@
-"""Searches the dilation rates on Cityscapes; untried so far.
+"""Searches the dilation rates on Cityscapes; not tried so far.
 
     python -m regseg_jax.main --config=configs/cityscapes_search.py --workdir=SEARCH \
         --config.data.data_dir=CITYSCAPES
@@ -12,7 +12,7 @@ from regseg_jax.runtime.recipes import load_recipe
 
 
 def get_config() -> ConfigDict:
-    """100 epochs, a tenth of the paper's training; the rates move after its warm-up."""
+    """100 epochs, a tenth of the paper's training; dilation rates move after its warm-up."""
     config = load_recipe("cityscapes")
     config.num_epochs = 100
     config.search.enabled = True

@@ -27,5 +27,5 @@ def get_config() -> ConfigDict:
     config.augment.crop_size = (1024, 1024)
     config.loss.name = "bootstrapped_cross_entropy"
     config.loss.threshold = 0.3  # the mean of the pixel losses above it,
-    config.loss.min_pixel_share = 1 / 16  # or of this share of the largest
+    config.loss.min_pixel_share = 1 / 16  # or of this fraction of the largest
     return config

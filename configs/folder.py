@@ -1,4 +1,4 @@
-"""A data set of one's own: copy this file and edit it, see docs/own_data.md.
+"""A data set of your own: copy this file and edit it; see docs/own_data.md.
 
     python -m regseg_jax.main --config=configs/folder.py --workdir=runs/shapes \
         --config.data.data_dir=shapes
@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
         (2, "square", (60, 180, 75), 20),
         (3, "triangle", (60, 100, 220), 30),
     )
-    config.folder.ignored_label_ids = (255,)  # legal values that are not trained on
+    config.folder.ignored_label_ids = (255,)  # allowed values that are not trained on
 
     config.model = "exp48_decoder26"
     config.global_batch_size = 8
@@ -37,6 +37,6 @@ def get_config() -> ConfigDict:
     config.augment.crop_size = (96, 96)
     config.augment.min_shorter_side = 72  # about half to twice the images' shorter side
     config.augment.max_shorter_side = 160
-    config.eval.batch_size = 1  # images of differing sizes are not filled up to batches
+    config.eval.batch_size = 1  # images of different sizes are not batched
     config.eval.every_epochs = 25
     return config

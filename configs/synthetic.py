@@ -13,7 +13,7 @@ from regseg_jax.config import create_default_config
 def get_config() -> ConfigDict:
     """1850 steps on scenes of 96 x 128, 81.0 % mean IoU on 100 unseen scenes.
 
-    The figures are this project's own but for those that it leaves at the paper's.
+    The values are this project's own, except for the paper's defaults.
     """
     config = create_default_config()
     config.data.source = "synthetic"

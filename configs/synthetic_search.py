@@ -12,7 +12,7 @@ from regseg_jax.runtime.recipes import load_recipe
 
 
 def get_config() -> ConfigDict:
-    """800 steps; scenes of 96 x 128 are 6 x 8 at 1/16, where a rate of 8 sees padding alone."""
+    """800 steps. Scenes are 6 x 8 at 1/16, where a dilation rate of 8 sees only padding."""
     config = load_recipe("synthetic")
     config.data.synthetic_train_examples = 1600
     config.search.enabled = True

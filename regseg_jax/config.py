@@ -34,6 +34,7 @@ class Config:
     global_batch_size: int = 8  # over all devices of all processes
     batch_norm_per_device: bool = False  # statistics of a device's images, not of the batch's
     num_epochs: int = 1000
+    conv_lowerings: str = ""  # a table of benchmark.convolutions --tune; "": each platform's own
     ema_decay: float = 0.0  # above 0: weights averaged over the steps are evaluated as well
     log_every_steps: int = 10
     checkpoint_every_steps: int = 1000  # beside the one after each evaluation

@@ -1,85 +1,112 @@
-"""Times each grouped convolution of a model by itself, in every lowering of it.
+"""Times each convolution of a model by itself, in every lowering of it.
 
 python -m regseg_jax.benchmark.convolutions --model=exp48_decoder26 --size=256,256 --batch_size=4
 
 XLA has been slow at dilated and at grouped convolutions on one platform or another, and more so at
-their gradients: look here before trusting a new device or version of XLA.
+their gradients: look here before trusting a new device or version of XLA. With --tune all
+convolutions are timed, not the grouped ones alone, and the JSON file of --output has the fastest
+lowering of each pass: a table for `config.conv_lowerings`. It holds for maps of this --size, and is
+best made on an idle device, at the crops, batch (of one device) and precision of the run.
 """
 
 import dataclasses
 import functools
-import time
+import statistics
 from collections.abc import Callable
+from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from absl import flags
 from tqdm import tqdm
 
-from regseg_jax.benchmark.timing import summarize
+from regseg_jax.benchmark.core import (
+    Timing,
+    define_workload_flags,
+    run_benchmark,
+    time_in_turns,
+)
 from regseg_jax.config import PRECISIONS
-from regseg_jax.models import variants
+from regseg_jax.models.layers import Conv
+from regseg_jax.models.regseg import RegSeg, create_model
 from regseg_jax.ops.conv import grouped_conv
-from regseg_jax.ops.lowerings import applicable_lowerings
+from regseg_jax.ops.lowerings import (
+    LOWERINGS,
+    ConvGeometry,
+    LoweringTable,
+    PassLowerings,
+    applicable_lowerings,
+)
 from regseg_jax.reports.tables import format_table
 from regseg_jax.runtime.arguments import parse_size
-from regseg_jax.runtime.command import run_command
-from regseg_jax.runtime.environment import describe_environment
-from regseg_jax.runtime.files import check_new, write_json
 
-LOWERINGS = applicable_lowerings(kernel_size=3, groups=2)
-PASSES = ("forward", "input gradient", "kernel gradient", "both gradients")
-_NUM_WARMUP = 2
+PASSES = tuple(field.name for field in dataclasses.fields(PassLowerings))
+_HEADERS = ("input", "kernel", "groups", "stride", "rate", "pass", *LOWERINGS, "fastest")
+_NUM_CLASSES = 19
 
 
 @dataclasses.dataclass(frozen=True)
-class GroupedConv:
-    """One grouped 3x3 convolution.
+class Record:
+    """What was measured of one pass of one convolution.
 
     Attributes:
-      shape: of its input, [B, H, W, C].
-      groups: of its channels.
-      stride: of its output.
-      dilation_rate: of its kernel.
+      geometry: of the convolution.
+      pass_name: one of `PASSES`.
+      timings: by lowering.
     """
 
-    shape: tuple[int, int, int, int]
-    groups: int
-    stride: int
-    dilation_rate: int
+    geometry: ConvGeometry
+    pass_name: str
+    timings: dict[str, Timing]
+
+    @property
+    def fastest(self) -> str | None:
+        """The lowering of the smallest median; None where all failed."""
+        medians = {
+            name: statistics.median(timing.seconds)
+            for name, timing in self.timings.items()
+            if not timing.error
+        }
+        return min(medians, key=medians.get, default=None)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        times = {name: timing.summarize() for name, timing in self.timings.items()}
+        return {**dataclasses.asdict(self.geometry), "pass": self.pass_name, "times": times}
 
 
-def list_grouped_convs(
-    backbone: variants.Backbone, size: tuple[int, int], batch_size: int
-) -> list[GroupedConv]:
-    """The different grouped convolutions of a backbone, in the order of computation.
-
-    Args:
-      backbone: with a stem of stride 2 before its stages.
-      size: height and width of the images.
-      batch_size: images at once.
-    """
-    height, width = (-(-side // 2) for side in size)
+def list_convs(model: RegSeg, size: tuple[int, int]) -> list[ConvGeometry]:
+    """The different convolutions of a model, in the order of computation; nothing is computed."""
     found = {}
-    for _, blocks in backbone.stages:
-        for block in blocks:
-            channels = block.out_channels // len(block.dilation_rates)
-            shape = (batch_size, height, width, channels)
-            for rate in block.dilation_rates:
-                groups = channels // backbone.group_width
-                found[GroupedConv(shape, groups, block.stride, rate)] = None
-            height, width = (-(-side // block.stride) for side in (height, width))
+
+    def record(next_call, args, kwargs, context: nn.module.InterceptorContext):
+        conv = context.module
+        if isinstance(conv, Conv) and context.method_name == "__call__":
+            _, height, width, channels = args[0].shape
+            sizes = conv.kernel_size, conv.stride, conv.dilation_rate
+            groups = channels // (conv.group_width or channels)
+            found[ConvGeometry(*sizes, groups, channels, conv.features, height, width)] = None
+        return next_call(*args, **kwargs)
+
+    # Defined here, for JAX would remember the trace of a function that it has met before.
+    def init():
+        return model.init(jax.random.key(0), jnp.zeros((1, *size, 3)), train=False)
+
+    with nn.intercept_methods(record):
+        jax.eval_shape(init)
     return list(found)
 
 
 def prepare_passes(
-    conv: GroupedConv, lowering: str, dtype: jnp.dtype
+    conv: ConvGeometry, batch_size: int, lowering: str, dtype: jnp.dtype
 ) -> dict[str, Callable[[], None]]:
     """Compiled functions that compute the convolution or one of its gradients and wait for it."""
-    channels = conv.shape[3]
     rngs = jax.random.split(jax.random.key(0), 3)
-    x = jax.random.normal(rngs[0], conv.shape, dtype)
-    kernel = jax.random.normal(rngs[1], (3, 3, channels // conv.groups, channels), dtype)
+    sides = 2 * (conv.kernel_size,)
+    kernel_shape = (*sides, conv.in_channels // conv.groups, conv.features)
+    x = jax.random.normal(rngs[0], (batch_size, conv.height, conv.width, conv.in_channels), dtype)
+    kernel = jax.random.normal(rngs[1], kernel_shape, dtype)
     apply = functools.partial(
         grouped_conv,
         stride=conv.stride,
@@ -92,7 +119,6 @@ def prepare_passes(
         apply,
         lambda x, kernel: jax.vjp(lambda x: apply(x, kernel), x)[1](dy),
         lambda x, kernel: jax.vjp(lambda kernel: apply(x, kernel), kernel)[1](dy),
-        lambda x, kernel: jax.vjp(apply, x, kernel)[1](dy),
     )
     compiled = [jax.jit(function).lower(x, kernel).compile() for function in functions]
     return {
@@ -101,67 +127,74 @@ def prepare_passes(
     }
 
 
-def measure(conv: GroupedConv, dtype: jnp.dtype, num_runs: int) -> list[dict]:
-    """Times every pass in every lowering, in turns.
-
-    Returns:
-      A record for each pass: the convolution, `pass`, and times by lowering.
-    """
-    prepared = {lowering: prepare_passes(conv, lowering, dtype) for lowering in LOWERINGS}
+def time_conv(conv: ConvGeometry, batch_size: int, dtype: jnp.dtype, num_runs: int) -> list[Record]:
+    """Times every pass in every lowering that applies, in turns."""
+    names = applicable_lowerings(conv.kernel_size, conv.groups)
+    prepared = {name: prepare_passes(conv, batch_size, name, dtype) for name in names}
     records = []
-    for name in PASSES:
-        seconds = {lowering: [] for lowering in LOWERINGS}
-        for turn in range(_NUM_WARMUP + num_runs):
-            for lowering in LOWERINGS:
-                start = time.perf_counter()
-                prepared[lowering][name]()
-                if turn >= _NUM_WARMUP:
-                    seconds[lowering].append(time.perf_counter() - start)
-        times = {lowering: summarize(seconds[lowering]) for lowering in LOWERINGS}
-        records.append({**dataclasses.asdict(conv), "pass": name, "times": times})
+    for pass_name in PASSES:
+        runs = {name: prepared[name][pass_name] for name in names}
+        timings = time_in_turns(runs, num_runs, show_progress=False)
+        records.append(Record(conv, pass_name, timings))
     return records
 
 
-def format_records(records: list[dict]) -> str:
-    """A line for each convolution: median milliseconds of each lowering, pass by pass."""
-    headers = ["input", "groups", "stride", "rate"]
-    headers += [f"{name}: {lowering}" for name in PASSES for lowering in LOWERINGS]
+def format_records(records: list[Record]) -> str:
+    """A line for each pass: median milliseconds of each lowering."""
     rows = []
-    for first in range(0, len(records), len(PASSES)):
-        conv = records[first]
-        times = [
-            f"{record['times'][lowering]['median_ms']:.2f}"
-            for record in records[first : first + len(PASSES)]
-            for lowering in LOWERINGS
-        ]
-        shape = " x ".join(map(str, conv["shape"]))
-        rows.append((shape, *(str(conv[k]) for k in ("groups", "stride", "dilation_rate")), *times))
-    return "median milliseconds\n" + format_table(headers, rows)
+    for record in records:
+        conv = record.geometry
+        sides = f"{conv.height} x {conv.width} x {conv.in_channels}"
+        sizes = (conv.kernel_size, conv.groups, conv.stride, conv.dilation_rate)
+        times = [_format_time(record.timings.get(name)) for name in LOWERINGS]
+        rows.append((sides, *sizes, record.pass_name, *times, record.fastest or ""))
+    return "median milliseconds\n" + format_table(_HEADERS, rows)
 
 
-def main(argv: list[str]) -> None:
+def _format_time(timing: Timing | None) -> str:
+    if timing is None:
+        return ""
+    return "failed" if timing.error else f"{timing.summarize()['median_ms']:.2f}"
+
+
+def choose_lowerings(records: list[Record], device: str) -> LoweringTable:
+    """The fastest lowering of every pass; convolutions that failed are left to the default."""
+    fastest = {}
+    for record in records:
+        fastest.setdefault(record.geometry, {})[record.pass_name] = record.fastest
+    choices = (
+        (geometry, PassLowerings(**passes))
+        for geometry, passes in fastest.items()
+        if None not in passes.values()
+    )
+    return LoweringTable(device, tuple(choices))
+
+
+def measure(values: flags.FlagValues) -> dict[str, Any]:
     """Times what the flags name and prints the table."""
-    if argv:
-        raise ValueError(f"unexpected arguments {argv}; flags start with --")
-    values = flags.FLAGS
-    check_new(values.output)
-    size, backbone = parse_size(values.size), variants.get_variant(values.model).backbone
-    convs = list_grouped_convs(backbone, size, values.batch_size)
+    if values.tune and not values.output:
+        raise ValueError("--tune writes a table; add --output=FILE")
+    model = create_model(values.model, _NUM_CLASSES)
+    convs = list_convs(model, parse_size(values.size))
+    if not values.tune:
+        convs = [conv for conv in convs if conv.groups > 1]
     records = []
     for conv in tqdm(convs, desc="timing", unit="convolution", leave=False, disable=None):
-        records += measure(conv, PRECISIONS[values.precision], values.num_runs)
+        dtype = PRECISIONS[values.precision]
+        records += time_conv(conv, values.batch_size, dtype, values.num_runs)
     print(format_records(records))
-    if values.output:
-        settings = {"model": values.model, "precision": values.precision}
-        write_json(values.output, {**describe_environment(), **settings, "records": records})
-        print(f"wrote {values.output}")
+    settings = {
+        **{"model": values.model, "size": values.size, "batch_size": values.batch_size},
+        **{"precision": values.precision, "records": [record.to_json() for record in records]},
+    }
+    if not values.tune:
+        return settings
+    return {**choose_lowerings(records, jax.devices()[0].device_kind).to_json(), **settings}
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("model", "exp48_decoder26", "BACKBONE_DECODER, or a variant file.")
-    flags.DEFINE_string("size", "256,256", "HEIGHT,WIDTH of the images.")
-    flags.DEFINE_integer("batch_size", 4, "Images at once.", lower_bound=1)
     flags.DEFINE_enum("precision", "float32", list(PRECISIONS), "The computation's dtype.")
     flags.DEFINE_integer("num_runs", 10, "Timed runs of each.", lower_bound=2)
-    flags.DEFINE_string("output", None, "A new JSON file for the results.")
-    run_command(main, "regseg_jax.benchmark.convolutions")
+    flags.DEFINE_bool("tune", False, "Write a table of the fastest for config.conv_lowerings.")
+    define_workload_flags("exp48_decoder26", "256,256", batch_size=4)
+    run_benchmark(measure, "regseg_jax.benchmark.convolutions")

@@ -7,8 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax.training.dynamic_scale import DynamicScale
 
+from regseg_jax.benchmark.core import plan_memory
 from regseg_jax.benchmark.workload import (
     LEARNING_RATE,
     LOSS_SCALE,
@@ -27,33 +29,39 @@ from regseg_jax.training.train_state import start_from
 
 def prepare_jax(workload: Workload, variables: Any, precision: str) -> Prepared:
     """Compiles inference or the training step for JAX's default device."""
-    workload = dataclasses.replace(
-        workload, model=workload.model.clone(dtype=PRECISIONS[precision])
+    model = workload.model.clone(dtype=PRECISIONS[precision])
+    workload = dataclasses.replace(workload, model=model)
+    if workload.mode == "inference":
+        return _prepare_inference(workload, variables)
+    return prepare_training(
+        workload, variables, create_optimizer(learning_rate_fn, weight_decay=1e-4)
     )
-    prepare = {"inference": _prepare_jax_inference, "train": _prepare_jax_train}
-    return prepare[workload.mode](workload, variables)
 
 
-def _prepare_jax_inference(workload: Workload, variables: Any) -> Prepared:
+def _prepare_inference(workload: Workload, variables: Any) -> Prepared:
     variables, images = jax.device_put((variables, workload.images))
     variables = fold_batch_norm(variables, workload.model.dtype)
-    start = time.perf_counter()
-    infer = jax.jit(lambda variables, x: workload.model.apply(variables, x, train=False))
-    infer = infer.lower(variables, images).compile()
-    compile_seconds = time.perf_counter() - start
-    return Prepared(
-        run=lambda: jax.block_until_ready(infer(variables, images)),
-        output=np.asarray(infer(variables, images)),
-        compile_seconds=compile_seconds,
-        memory_bytes=_count_bytes(infer),
+    infer, seconds, memory_bytes = _compile(
+        jax.jit(lambda variables, x: workload.model.apply(variables, x, train=False)),
+        *(variables, images),
     )
 
+    def run() -> jax.Array:
+        return jax.block_until_ready(infer(variables, images))
 
-def _prepare_jax_train(workload: Workload, variables: Any) -> Prepared:
-    def learning_rate_fn(step: jax.Array) -> jax.Array:
-        return jnp.float32(LEARNING_RATE)
+    return Prepared(run, np.asarray(run()), seconds, memory_bytes)
 
-    model, tx = workload.model, create_optimizer(learning_rate_fn, weight_decay=1e-4)
+
+def learning_rate_fn(step: jax.Array) -> jax.Array:
+    """The same at every step."""
+    return jnp.float32(LEARNING_RATE)
+
+
+def prepare_training(
+    workload: Workload, variables: Any, tx: optax.GradientTransformationExtraArgs
+) -> Prepared:
+    """Compiles the training step of workload.model with any optimizer, from these weights."""
+    model = workload.model
     # Copies, for the step is given its state's memory.
     state = start_from(model, tx, jax.tree.map(jnp.array, variables))
     if state.dynamic_scale:
@@ -68,23 +76,22 @@ def _prepare_jax_train(workload: Workload, variables: Any) -> Prepared:
         rng=jax.random.key(0),
         mesh=single_device_mesh(),
     )
-    start = time.perf_counter()
-    train_step = jax.jit(train_step, donate_argnums=0).lower(state, batch).compile()
-    compile_seconds = time.perf_counter() - start
+    train_step, seconds, memory_bytes = _compile(
+        jax.jit(train_step, donate_argnums=0), state, batch
+    )
 
     def run() -> jax.Array:
         nonlocal state
         state, metrics = train_step(state, batch)
         return jax.block_until_ready((state, metrics))[1]["loss"]
 
-    output = np.array([run() for _ in range(NUM_LOSSES)])
-    return Prepared(run, output, compile_seconds, _count_bytes(train_step))
+    losses = np.array([run() for _ in range(NUM_LOSSES)])
+    return Prepared(run, losses, seconds, memory_bytes)
 
 
-def _count_bytes(compiled: jax.stages.Compiled) -> int | None:
-    """What the program holds at most, by the compiler's plan: its inputs and outputs included."""
-    plan = compiled.memory_analysis()
-    if plan is None:
-        return None
-    inputs_and_outputs = plan.argument_size_in_bytes + plan.output_size_in_bytes
-    return inputs_and_outputs + plan.temp_size_in_bytes - plan.alias_size_in_bytes
+def _compile(jitted: Any, *arguments: Any) -> tuple[jax.stages.Compiled, float, int | None]:
+    """The program, the seconds that compiling took, and what it holds in memory at most."""
+    start = time.perf_counter()
+    compiled = jitted.lower(*arguments).compile()
+    memory = plan_memory(compiled)
+    return compiled, time.perf_counter() - start, memory and memory["total"]

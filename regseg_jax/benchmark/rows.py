@@ -1,32 +1,37 @@
 """The rows of the benchmark: prepared, checked, timed in turns, and printed."""
 
-import contextlib
 import dataclasses
 import functools
 import gc
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
+from regseg_jax.benchmark.core import Timing, time_in_turns
+from regseg_jax.benchmark.devices import find_peak
 from regseg_jax.benchmark.jax_backend import prepare_jax
-from regseg_jax.benchmark.peaks import find_peak
-from regseg_jax.benchmark.timing import check_difference, describe_error, summarize
+from regseg_jax.benchmark.timing import check_difference, describe_error
 from regseg_jax.benchmark.workload import TOLERANCES, Prepared, Workload, compare
 from regseg_jax.reports.tables import format_table
 
 BACKENDS = ("jax", "torch")
-_HEADERS = (
-    *("backend", "precision", "form", "compile s", "median ms", "5%", "95%", "images/s", "ratio"),
-    *("bytes", "of peak", "difference", "pixels differ"),
+# Header, key of the results and format of each column after backend, precision and form.
+_COLUMNS = (
+    ("compile s", "compile_seconds", ".1f"),
+    ("median ms", "median_ms", ".2f"),
+    ("5%", "p5_ms", ".2f"),
+    ("95%", "p95_ms", ".2f"),
+    ("images/s", "images_per_second", ".1f"),
+    ("ratio", "ratio_to_torch", ".2f"),
+    ("bytes", "memory_bytes", ",.0f"),
+    ("of peak", "share_of_peak", ".1%"),
+    ("difference", "relative_difference", ".1e"),
+    ("pixels differ", "differing_pixels", ".3%"),
 )
-
-NUM_WARMUP = 3
 
 
 @dataclasses.dataclass
@@ -38,18 +43,19 @@ class Row:
       precision: a key of `PRECISIONS`.
       form: `plain`, or what speeds PyTorch up.
       prepare: compiles it and computes once; gives a `Prepared`.
-      prepared: None before and after the measurement, and where it failed.
-      seconds: of each timed run.
-      results: what is reported; `error`, the reason, where the row could not be timed.
+      results: plain data; `error`, the reason, where the row could not be timed.
     """
 
     backend: str
     precision: str
     form: str
     prepare: Callable[[], Prepared]
-    prepared: Prepared | None = None
-    seconds: list[float] = dataclasses.field(default_factory=list)
     results: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Unique in a table."""
+        return f"{self.backend}, {self.precision}, {self.form}"
 
 
 def create_rows(
@@ -107,95 +113,66 @@ def measure_rows(rows: Sequence[Row], workload: Workload, reference: np.ndarray,
       reference: of `compute_reference`.
       num_runs: timed runs of each row, at least 2.
     """
-    for row in rows:
-        with _report_failure(row):
-            prepared = row.prepare()
-            row.results |= compare(prepared.output, reference, workload.mode)
-            check_difference(
-                row.results["relative_difference"], TOLERANCES[workload.mode][row.precision]
-            )
-            row.prepared = dataclasses.replace(prepared, output=np.zeros(0))  # frees memory
+    runs = {}
+    for i, row in enumerate(rows):
+        try:
+            runs[i] = _prepare_row(row, workload, reference)
+        except Exception as error:  # out of memory, say: one row must not cost the others
+            row.results = {"error": describe_error(error)}
         gc.collect()
-    turns = range(NUM_WARMUP + num_runs)
-    for turn in tqdm(turns, desc="timing", leave=False, disable=None):
-        for row in rows:
-            with _report_failure(row):
-                if row.prepared:
-                    start = time.perf_counter()
-                    row.prepared.run()
-                    if turn >= NUM_WARMUP:
-                        row.seconds.append(time.perf_counter() - start)
+    timings = time_in_turns(runs, num_runs)
     baselines = {
-        row.precision: statistics.median(row.seconds)
-        for row in rows
-        if row.backend == "torch" and row.form == "plain" and row.prepared
+        rows[i].precision: statistics.median(timing.seconds)
+        for i, timing in timings.items()
+        if (rows[i].backend, rows[i].form) == ("torch", "plain") and not timing.error
     }
-    for row in rows:
-        if row.prepared:
-            row.results |= _summarize(row, workload, baselines.get(row.precision))
-            row.prepared = None
+    for i, timing in timings.items():
+        _add_timing(rows[i], timing, workload, baselines.get(rows[i].precision))
 
 
-@contextlib.contextmanager
-def _report_failure(row: Row):
-    try:
-        yield
-    except Exception as error:  # out of memory, say: one row must not cost the others
-        row.results, row.prepared = {"error": describe_error(error)}, None
+def _prepare_row(row: Row, workload: Workload, reference: np.ndarray) -> Callable[[], Any]:
+    prepared = row.prepare()
+    row.results |= compare(prepared.output, reference, workload.mode)
+    check_difference(row.results["relative_difference"], TOLERANCES[workload.mode][row.precision])
+    row.results["compile_seconds"] = prepared.compile_seconds
+    row.results["memory_bytes"] = prepared.memory_bytes
+    return prepared.run
 
 
-def _summarize(row: Row, workload: Workload, baseline: float | None) -> dict[str, Any]:
-    median = statistics.median(row.seconds)
+def _add_timing(row: Row, timing: Timing, workload: Workload, baseline: float | None) -> None:
+    row.results |= timing.summarize()
+    if timing.error:
+        row.results = {"error": timing.error}
+        return
+    median = statistics.median(timing.seconds)
     peak = find_peak(jax.devices()[0].device_kind, row.precision)
-    return {
-        "compile_seconds": row.prepared.compile_seconds,
-        **summarize(row.seconds),
+    teraflops = workload.flops / median / 1e12
+    row.results |= {
         "images_per_second": workload.images.shape[0] / median,
         "ratio_to_torch": None if baseline is None else median / baseline,
-        "memory_bytes": row.prepared.memory_bytes,
-        "teraflops": workload.flops / median / 1e12,
-        "share_of_peak": None if peak is None else workload.flops / median / 1e12 / peak,
+        "teraflops": teraflops,
+        "share_of_peak": None if peak is None else teraflops / peak,
+        "runs_ms": [round(1e3 * seconds, 4) for seconds in timing.seconds],
     }
 
 
 def format_rows(rows: Sequence[Row]) -> str:
     """The table; the reasons of the rows that failed are below it."""
-    table, reasons = [], []
+    headers = ("backend", "precision", "form", *(header for header, _, _ in _COLUMNS))
+    table = []
     for row in rows:
-        results = row.results
-        cells = [row.backend, row.precision, row.form]
-        if "error" in results:
-            reasons.append(f"not timed: {', '.join(cells)}: {results['error']}")
-        cells += [
-            _format(results.get(key), form)
-            for key, form in (
-                ("compile_seconds", "{:.1f}"),
-                ("median_ms", "{:.2f}"),
-                ("p5_ms", "{:.2f}"),
-                ("p95_ms", "{:.2f}"),
-                ("images_per_second", "{:.1f}"),
-                ("ratio_to_torch", "{:.2f}"),
-                ("memory_bytes", "{:,.0f}"),
-                ("share_of_peak", "{:.1%}"),
-                ("relative_difference", "{:.1e}"),
-                ("differing_pixels", "{:.3%}"),
-            )
-        ]
-        table.append(cells)
-    return "\n".join([format_table(_HEADERS, table), *reasons])
-
-
-def _format(value: float | None, form: str) -> str:
-    return "" if value is None else form.format(value)
+        values = ((row.results.get(key), form) for _, key, form in _COLUMNS)
+        cells = ("" if value is None else format(value, form) for value, form in values)
+        table.append((row.backend, row.precision, row.form, *cells))
+    reasons = [
+        f"not timed: {row.name}: {row.results['error']}" for row in rows if "error" in row.results
+    ]
+    return "\n".join([format_table(headers, table), *reasons])
 
 
 def to_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Plain data of the rows, the time of every run among them."""
     return [
-        {
-            **{"backend": row.backend, "precision": row.precision, "form": row.form},
-            **row.results,
-            "runs_ms": [round(1e3 * seconds, 4) for seconds in row.seconds],
-        }
+        {"backend": row.backend, "precision": row.precision, "form": row.form, **row.results}
         for row in rows
     ]

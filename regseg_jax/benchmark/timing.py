@@ -1,15 +1,7 @@
-"""Times, and what they were measured on. Needs Python alone, for one benchmark runs without JAX."""
+"""Times and differences in numbers. Needs Python alone, for one benchmark runs without JAX."""
 
-import contextlib
-import datetime
-import os
-import pathlib
-import platform
-import shlex
 import statistics
-import sys
 from collections.abc import Sequence
-from typing import Any
 
 
 def summarize(seconds: Sequence[float]) -> dict[str, float]:
@@ -31,21 +23,3 @@ def check_difference(relative_difference: float, tolerance: float) -> None:
 def describe_error(error: Exception) -> str:
     """The first line of what went wrong."""
     return f"{type(error).__name__}: {error}".splitlines()[0][:200]
-
-
-def describe_run() -> dict[str, Any]:
-    """The command that runs, the time, and how busy the machine is."""
-    return {
-        "command": shlex.join(["python", *sys.orig_argv[1:]]),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "load_average": os.getloadavg()[0],
-    }
-
-
-def read_cpu_name() -> str:
-    """The processor's name, as Linux or Python gives it."""
-    with contextlib.suppress(OSError):
-        for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

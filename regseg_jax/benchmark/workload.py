@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from regseg_jax.data.classes import IGNORE_LABEL
 from regseg_jax.models.regseg import RegSeg
 from regseg_jax.reports.model_table import count_rows
 
@@ -29,7 +30,7 @@ class Workload:
       mode: one of `MODES`.
       model: its dtype is replaced by each row's precision.
       images: f32[B, H, W, 3], noise.
-      labels: i32[B, H, W], noise; some are 255, ignored.
+      labels: i32[B, H, W], noise; some are ignored.
     """
 
     mode: str
@@ -50,7 +51,7 @@ def create_workload(mode: str, model: RegSeg, size: tuple[int, int], batch_size:
     rng = np.random.default_rng(0)
     images = rng.standard_normal((batch_size, *size, 3), np.float32)
     labels = rng.integers(0, model.num_classes, (batch_size, *size), np.int32)
-    labels[rng.random(labels.shape) < 0.05] = 255
+    labels[rng.random(labels.shape) < 0.05] = IGNORE_LABEL
     return Workload(mode, model, images, labels)
 
 
@@ -77,7 +78,7 @@ def compare(output: np.ndarray, reference: np.ndarray, mode: str) -> dict[str, f
 
     Returns:
       `max_difference`; `relative_difference`, the root mean square in units of the logits'
-      standard deviation or of the losses' mean; for inference `differing_pixels`, the share of
+      standard deviation or of the losses' mean; for inference `differing_pixels`, the fraction of
       pixels whose class is another.
     """
     difference = output - reference

@@ -166,6 +166,7 @@ def find_box(placement: Placement, crop_size: tuple[int, int]) -> Box:
     return Box(jnp.stack([first[0], left]), last - first)
 
 
+@jax.named_scope("augmentation")
 def augment(
     images: Array,
     labels: Array,

@@ -2,8 +2,8 @@
 
 The field of view is the side, in pixels, of the square of the image that one feature depends on.
 It counts the 3x3 convolutions from the stem on (the widest path): neither the average pool of a
-strided shortcut nor the global mean of squeeze-and-excite. The rules (paper, section 3) are held
-by tests/test_field_of_view.py, which counts pixels one by one.
+strided shortcut nor the global mean of squeeze-and-excite. The rules are those of
+the paper, section 3; tests/models/test_field_of_view.py checks them by counting pixels.
 """
 
 import dataclasses
@@ -37,12 +37,12 @@ class LayerFieldOfView:
 
     @property
     def max_dilation_rate(self) -> int:
-        """The largest rate that leaves no gaps here."""
+        """The largest dilation rate that leaves no gaps here."""
         return max_dilation_rate(self.field_of_view_before, self.stride_before)
 
     @property
     def rates_with_gaps(self) -> variants.DilationRates:
-        """Those of its rates that leave gaps."""
+        """The dilation rates among its own that leave gaps."""
         return tuple(rate for rate in self.dilation_rates if rate > self.max_dilation_rate)
 
 
@@ -70,8 +70,8 @@ def compute_bounds(
     """The bound on the rate of each of several 3x3 convolutions that keep the stride.
 
     Args:
-      largest_rates: one a convolution, in order: the largest of its branches' rates. Real numbers
-        and a traced array are welcome: there is only arithmetic here.
+      largest_rates: for each convolution, in order, the largest of its branches' dilation rates;
+        integers, floats or a traced array.
       field_of_view: of the first one's input features, in pixels.
       stride: of the features, in pixels.
 
@@ -121,12 +121,12 @@ def compute_field_of_view(backbone: variants.Backbone) -> int:
 
 
 def find_gaps(backbone: variants.Backbone) -> tuple[LayerFieldOfView, ...]:
-    """The layers of which a rate leaves gaps between the fields of view of its taps."""
+    """The layers with a dilation rate that leaves gaps between its taps' fields of view."""
     return tuple(layer for layer in trace_field_of_view(backbone) if layer.rates_with_gaps)
 
 
 def describe_gaps(backbone: variants.Backbone) -> tuple[str, ...]:
-    """A warning for each layer of which a rate leaves gaps."""
+    """A warning for each layer with a dilation rate that leaves gaps."""
     return tuple(
         f"warning: {layer.name} has gaps between its taps' fields of view at rate "
         f"{', '.join(map(str, layer.rates_with_gaps))}; "

@@ -54,7 +54,7 @@ def draw_class_iou(iou_per_class: np.ndarray, class_table: ClassTable) -> Image.
       An RGB picture, 800 pixels wide.
 
     Raises:
-      ValueError: if there is not one value a class.
+      ValueError: if there is not one value per class.
     """
     iou = np.asarray(iou_per_class, np.float64)
     if iou.shape != (class_table.num_classes,):

@@ -1,4 +1,4 @@
-"""What a run leaves for its user: JSON lines, TensorBoard events, pictures."""
+"""What a run logs: JSON lines, TensorBoard events, pictures."""
 
 import contextlib
 import datetime
@@ -23,13 +23,13 @@ METRICS_FILE = "metrics.jsonl"
 class MetricWriter:
     """Writes a run's metrics and pictures into its workdir.
 
-    `metrics.jsonl` gets a line a call, `tensorboard/` the same as events, `pictures/` the PNGs.
+    `metrics.jsonl` gets one line per call, `tensorboard/` the same as events, `pictures/` the PNGs.
     A half-written last line, left by a killed run, is removed on opening.
 
     Args:
-      workdir: the run's folder; created where missing.
+      workdir: the run's folder; created if it is missing.
       enabled: False makes every call do nothing, for all but the first process of a run.
-      resume_step: the last finished step of the run that goes on here. What was written for
+      resume_step: the last finished step of the run that is resumed. What was written for
         later steps is dropped, so that nothing appears twice. None keeps everything.
     """
 
@@ -51,8 +51,8 @@ class MetricWriter:
             # TensorBoard hides the events from this step on that earlier files hold.
             purge_step=None if resume_step is None else resume_step + 1,
             flush_secs=30,
-            # Unbounded: where the disk is full its thread dies, and a full queue would wait for it
-            # for ever; the line that is written beside each event raises instead.
+            # Unbounded: if the disk is full its thread dies, and a full queue would wait for it
+            # for ever; the JSON line that is written with each event raises instead.
             max_queue=0,
             # Event files are named by the second: a quick restart would overwrite the last one.
             filename_suffix=f".{time.time_ns()}",
@@ -106,7 +106,7 @@ class MetricWriter:
             self._summary_writer.add_image(tag, np.asarray(image), step, dataformats="HWC")
 
     def flush(self) -> None:
-        """Brings the events that TensorBoard's thread has taken to disk; lines already are."""
+        """Writes TensorBoard's pending events to disk; the JSON lines already are."""
         if self._enabled:
             self._summary_writer.flush()
 
@@ -139,7 +139,7 @@ def _parse_line(path: str | os.PathLike, number: int, line: bytes) -> dict[str, 
         record = None
     if not isinstance(record, dict) or not isinstance(record.get("step"), int):
         raise ValueError(
-            f"{path}, line {number} is no record with a step: delete it: {line[:80]!r}"
+            f"{path}, line {number} is not a record with a step; delete the line: {line[:80]!r}"
         )
     return record
 

@@ -59,7 +59,7 @@ def draw_panel(
     """Draws image, label, prediction and error side by side, with titles and a legend beneath.
 
     Small images are enlarged and large ones shrunk, by an integer factor. On the error map wrong
-    pixels are red over the dimmed image, and ignored ones grey; its title gives the share of
+    pixels are red over the dimmed image, and ignored ones grey; its title gives the fraction of
     the labelled pixels that are wrong.
 
     Args:

@@ -1,4 +1,4 @@
-"""The progress bar of a run: rates, the share of time that waits for input, time left."""
+"""The progress bar of a run: throughput, fraction of time waiting for input, time left."""
 
 import contextlib
 import sys
@@ -12,13 +12,13 @@ from tqdm import tqdm
 class ProgressBar:
     """Shows how far training is: a bar on a terminal, else a plain line every few seconds.
 
-    Rates are measured from the end of the first step in this process, which compiles, so they
-    and the time left hold for a resumed run too. Values are converted to floats only when
+    Throughput is measured from the end of this process's first step, which compiles, so it
+    and the time left are right for a resumed run too. Values are converted to floats only when
     they are shown, so that JAX's asynchronous dispatch is not held up at every step.
 
     Args:
       total_steps: the step at which the run ends.
-      batch_size: images a step.
+      batch_size: images per step.
       start_step: the steps already done when the bar is created.
       interval_seconds: between two plain lines.
       stream: where to; standard error by default.
@@ -46,7 +46,7 @@ class ProgressBar:
         self._clock = clock
         self._step = start_step
         self._values: dict[str, Any] = {}
-        self._first_step: int | None = None  # where the rates start; None until it is done
+        self._first_step: int | None = None  # throughput counts from here
         self._first_time = self._waited = self._paused = 0.0
         self._shown_step: int | None = None
         self._shown_time = 0.0
@@ -57,7 +57,7 @@ class ProgressBar:
                 initial=start_step,
                 file=self._stream,
                 dynamic_ncols=True,
-                # tqdm's own rates would count the compilation.
+                # tqdm's own throughput would count the compilation.
                 bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",
             )
         self._interval = interval_seconds if self._bar is None else self._BAR_INTERVAL_SECONDS
@@ -79,7 +79,7 @@ class ProgressBar:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Wraps evaluation and the like: left out of the rates, but not of the time left."""
+        """Wraps evaluation and the like: not counted in the throughput, but in the time left."""
         start = self._clock()
         try:
             yield
@@ -104,10 +104,10 @@ class ProgressBar:
             self._show()
 
     def rates(self) -> dict[str, float]:
-        """The rates so far; empty until the second step of this process is done.
+        """The throughput so far; empty until the second step of this process is done.
 
         Returns:
-          `images_per_second`, `input_wait_share` (of the time in training, in [0, 1]) and
+          `images_per_second`, `input_wait_share` (fraction of the training time, in [0, 1]) and
           `seconds_left`.
         """
         if self._first_step is None or self._step <= self._first_step:

@@ -1,5 +1,6 @@
 """The parts of a run, made once from its config."""
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -24,6 +25,8 @@ from regseg_jax.data.sampling import Sampler, check_epoch_size
 from regseg_jax.data.sources.source import Source
 from regseg_jax.data.survey import Survey, find_warnings, survey_source
 from regseg_jax.models.regseg import RegSeg
+from regseg_jax.ops.lowerings import LoweringTable
+from regseg_jax.runs.conv_lowerings import load_conv_lowerings
 from regseg_jax.runs.initial_weights import InitialWeights, load_initial_weights
 from regseg_jax.runs.parts import (
     create_dataset,
@@ -71,6 +74,7 @@ class Run:
       learning_rate_fn: of the step's number.
       rate_search: how dilation rates move; None where they are fixed.
       augment_fn: of a batch, on the device.
+      conv_lowerings: measured choices for its convolutions; None: each platform's own.
       initial: weights of another run to start from; None: random ones.
       num_steps: of the whole run.
       eval_name: of the scores in logs: `val`, or `val_trained_on`.
@@ -90,6 +94,7 @@ class Run:
     learning_rate_fn: Schedule
     rate_search: RateSearch | None
     augment_fn: AugmentFn
+    conv_lowerings: LoweringTable | None
     initial: InitialWeights | None
     num_steps: int
     eval_name: str
@@ -117,27 +122,32 @@ class Run:
         initial = None
         if config.init_from and is_new:
             initial = load_initial_weights(config.init_from, model)
-        lock = survey = None
-        if is_main_process():
-            lock = WorkdirLock(workdir)
-            claim_workdir(config, workdir)
-            record_start(workdir)
-            dataset.keep_val_split(workdir)
-            if is_new and config.data.check and config.data.source != "synthetic":
-                survey = _check_images(train_source, dataset.class_table, config.data.train_split)
-                _check_images(eval_source, dataset.class_table, config.data.eval_split)
-        with main_process_first():
-            train_source = dataset.cache_source(train_source, config.data.train_split)
-            eval_source = dataset.cache_source(eval_source, config.data.eval_split)
-            class_weights = load_class_weights(
-                config.loss.class_weights,
-                workdir,
-                train_source,
-                dataset.class_table,
-                survey,
-                write=is_main_process(),
-            )
-            sampler = dataset.create_sampler(train_source, config.global_batch_size, workdir)
+        with contextlib.ExitStack() as on_error:
+            lock = survey = None
+            if is_main_process():
+                lock = on_error.enter_context(contextlib.closing(WorkdirLock(workdir)))
+                claim_workdir(config, workdir)
+                record_start(workdir)
+                dataset.keep_val_split(workdir)
+                if is_new and config.data.check and config.data.source != "synthetic":
+                    survey = _check_images(
+                        train_source, dataset.class_table, config.data.train_split
+                    )
+                    _check_images(eval_source, dataset.class_table, config.data.eval_split)
+            with main_process_first():
+                train_source = dataset.cache_source(train_source, config.data.train_split)
+                eval_source = dataset.cache_source(eval_source, config.data.eval_split)
+                class_weights = load_class_weights(
+                    config.loss.class_weights,
+                    workdir,
+                    train_source,
+                    dataset.class_table,
+                    survey,
+                    write=is_main_process(),
+                )
+                sampler = dataset.create_sampler(train_source, config.global_batch_size, workdir)
+            conv_lowerings = load_conv_lowerings(config.conv_lowerings, workdir)
+            on_error.pop_all()
         num_steps = config.num_epochs * sampler.steps_per_epoch
         return cls(
             config=config,
@@ -154,6 +164,7 @@ class Run:
             learning_rate_fn=create_run_learning_rate_fn(config, num_steps),
             rate_search=create_rate_search(config, model, num_steps),
             augment_fn=functools.partial(augment, config=config.augment),
+            conv_lowerings=conv_lowerings,
             initial=initial,
             num_steps=num_steps,
             eval_name=name_evaluation(config.data.train_split, config.data.eval_split),

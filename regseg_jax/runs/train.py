@@ -5,6 +5,7 @@ import os
 
 from ml_collections import ConfigDict
 
+from regseg_jax.ops.lowerings import use_lowerings
 from regseg_jax.runs.report import Report, print_results
 from regseg_jax.runs.run import Run
 from regseg_jax.training.checkpoints import CheckpointManager
@@ -45,6 +46,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Evaluation | None:
         run.create_batches(start_step=step, num_steps=run.num_steps) as batches,
         StopRequest() as stop_request,
         Report(run, step) as report,
+        use_lowerings(run.conv_lowerings),
     ):
         while step < run.num_steps:
             with report.waiting():

@@ -7,9 +7,10 @@ from typing import Any
 
 import jax
 
-from regseg_jax.benchmark.timing import describe_run, read_cpu_name
+from regseg_jax.runtime.machine import describe_run, read_cpu_name
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "torch")
+_PACKAGES += ("libtpu", "jax-cuda12-plugin")  # compilers
 
 
 def describe_environment() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Files that are whole or not there. Needs Python alone, for one benchmark runs without JAX."""
+"""Atomic file writes. Imports nothing but Python: one benchmark runs without JAX."""
 
 import contextlib
 import json
@@ -10,10 +10,10 @@ from typing import Any
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """Gives a temporary path to write to, which becomes `path` when the block ends well.
+    """Gives a temporary path to write to, which becomes `path` when the block ends without error.
 
-    Whoever reads `path` sees the old file or the whole new one; an error leaves no trace. The
-    folder is created where missing.
+    Atomic: readers of `path` see the old file or the complete new one, and an error leaves no
+    trace. The folder is created if it is missing.
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -26,12 +26,12 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 
 def write_json(path: str | os.PathLike, content: Any) -> None:
-    """Writes plain data as JSON, a whole file or none."""
+    """Writes plain data as JSON, atomically."""
     with replacing(path) as partial:
         partial.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def check_new(path: str | os.PathLike | None) -> None:
-    """Raises ValueError if there is such a file already; None stands for no file."""
+    """Raises ValueError if the file exists already; None stands for no file."""
     if path is not None and os.path.exists(path):
         raise ValueError(f"{path} exists already; choose another output, or move it away first")

@@ -1,11 +1,11 @@
-"""Compares searched rates with hand-tuned and with random ones, each trained from scratch.
+"""Compares searched dilation rates with hand-tuned and random ones, all trained from scratch.
 
 python -m regseg_jax.search.compare --config=configs/camvid_half.py --found=SEARCH/found.json \
     --workdir=COMPARISON --seeds=3 --config.data.data_dir=CAMVID
 
 Every run has the config's whole budget and differs from the others by its model and seed alone; in
-one seed, all see the same batches. The random rates are drawn anew for each seed. Start the
-same command again to continue: finished runs are kept.
+one seed, all see the same batches. Random dilation rates differ from seed to seed.
+Start the same command again to continue: finished runs are kept.
 """
 
 import dataclasses
@@ -59,7 +59,7 @@ class Run:
 
 
 def plan_runs(found: variants.Variant, hand_tuned: variants.Variant, num_seeds: int) -> list[Run]:
-    """The runs, seed by seed, so that every kind of rates has its share from early on."""
+    """The runs, seed by seed, so that every kind of dilation rates has results early."""
     runs = []
     for seed in range(num_seeds):
         models = (found.name, hand_tuned.name, draw_random_variant(found, hand_tuned, seed).name)
@@ -106,7 +106,9 @@ def compare(
     """
     parse_config(config)
     if config.search.enabled:
-        raise ValueError("the config searches; pass the config of a training run, of fixed rates")
+        raise ValueError(
+            "config.search.enabled is True; pass the config of a run with fixed dilation rates"
+        )
     searched, hand_tuned = variants.get_variant(found), variants.get_variant(config.model)
     runs = plan_runs(searched, hand_tuned, num_seeds)
     workdir, records = pathlib.Path(workdir), []
@@ -118,7 +120,7 @@ def compare(
             print(f"run {i + 1} of {len(runs)}: {run.name}, {run.model}", flush=True)
             evaluation = train(run_config, folder)
             if evaluation is None:
-                print("stopped; start the same command again to go on")
+                print("stopped; start the same command again to continue")
                 return None
             write_json(folder / "result.json", {"mean_iou": evaluation.scores.mean_iou})
         check_same_run(parse_config(run_config), load_config(folder), folder)
@@ -132,7 +134,7 @@ def compare(
 
 
 def format_comparison(records: Sequence[dict]) -> str:
-    """A table of each kind of rates: its runs, their mean and deviation, in percent."""
+    """A table of each kind of rates: its runs, their mean and standard deviation, in percent."""
     rows = []
     for rates in RATES:
         runs = [record for record in records if record["rates"] == rates]
@@ -148,7 +150,7 @@ def format_comparison(records: Sequence[dict]) -> str:
                 deviation,
             )
         )
-    return format_table(("rates", "field of view", "mean IoU %", "mean", "deviation"), rows)
+    return format_table(("rates", "field of view", "mean IoU %", "mean", "std"), rows)
 
 
 def draw_comparison(records: Sequence[dict]) -> Image.Image:
@@ -165,7 +167,7 @@ def draw_comparison(records: Sequence[dict]) -> Image.Image:
     axes.set_xticks(range(len(RATES)), RATES)
     axes.set_xlim(-0.5, len(RATES) - 0.3)
     axes.set_ylabel("mean IoU (%)")
-    axes.set_title("a dot a seed, a line the mean")
+    axes.set_title("one dot per seed; the line is the mean")
     axes.grid(axis="y", alpha=0.3)
     return render_figure(figure)
 

@@ -1,4 +1,4 @@
-"""What a search leaves: the variant file `found.json` and the picture of the rates over time."""
+"""What a search writes: the variant file `found.json` and a chart of the dilation rates."""
 
 import json
 import math
@@ -28,7 +28,7 @@ _COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red")
 def save_found(
     workdir: str | os.PathLike, model_name: str, rate_search: RateSearch, state: TrainState
 ) -> str:
-    """Writes `found.json`, the rates as they are now, rounded, and `pictures/rates.png`.
+    """Writes `found.json`, the current dilation rates rounded, and `pictures/rates.png`.
 
     Args:
       workdir: of the search, with its `config.json` and `metrics.jsonl`.
@@ -80,10 +80,10 @@ def save_found(
 
 
 def draw_rates(records: Sequence[dict], block_names: Sequence[str]) -> Image.Image:
-    """Charts the rates of each block over the steps, a chart a block, with the bound as a line.
+    """Charts the dilation rates of each block over the steps, one chart per block, with the bound.
 
     Args:
-      records: of `metrics.jsonl`, in order; those without `search/` values are passed over.
+      records: of `metrics.jsonl`, in order; those without `search/` values are skipped.
       block_names: in the order of computation.
 
     Returns:

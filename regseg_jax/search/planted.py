@@ -1,4 +1,4 @@
-"""Are planted rates found? A student learns the rates of a teacher that it can only observe.
+"""Are planted dilation rates found? A student learns those of a teacher that it only observes.
 
 python -m regseg_jax.search.planted --data_dir=CAMVID --starts=1,6,12 --output=planted.json
 
@@ -22,14 +22,12 @@ from jax import Array
 from PIL import Image
 from tqdm import tqdm
 
+from regseg_jax.benchmark.core import run_benchmark
 from regseg_jax.data import classes
 from regseg_jax.data.sources.source import load_camvid
 from regseg_jax.ops.continuous_conv import continuous_conv
 from regseg_jax.ops.conv import grouped_conv
 from regseg_jax.reports.tables import format_table
-from regseg_jax.runtime.command import run_command
-from regseg_jax.runtime.environment import describe_environment
-from regseg_jax.runtime.files import check_new, write_json
 from regseg_jax.search.rate_search import compute_tap_width
 from regseg_jax.training.optimizer import create_learning_rate_fn
 
@@ -49,7 +47,7 @@ Params = dict[str, Array]
 
 
 def load_images(data_dir: str) -> np.ndarray:
-    """Images spread over CamVid's training split: f32[16, 90, 120, 3], of mean 0 and deviation 1.
+    """Images over CamVid's training split: f32[16, 90, 120, 3], mean 0, standard deviation 1.
 
     Raises:
       ValueError: if there is no CamVid in data_dir.
@@ -114,7 +112,7 @@ def search(
 
     Returns:
       `rates` as the search ended, how many of them are `found` within each of `TOLERANCES` (with
-      free weights the branches of a block may be swapped), `loss` as a share of the variance
+      free weights the branches of a block may be swapped), `loss` as a fraction of the variance
       of the teacher's output, and `seconds`.
     """
     teacher = create_params(seed, PLANTED_RATES)
@@ -173,12 +171,8 @@ def count_found(rates: np.ndarray, tolerance: float, *, any_order: bool) -> int:
     return int((distances <= tolerance).sum())
 
 
-def main(argv: list[str]) -> None:
+def measure(values: flags.FlagValues) -> dict[str, Any]:
     """Searches from every start and prints a table."""
-    if argv:
-        raise ValueError(f"unexpected arguments {argv}; flags start with --")
-    values = flags.FLAGS
-    check_new(values.output)
     try:
         starts = [float(start) for start in values.starts]
     except ValueError:
@@ -203,12 +197,8 @@ def main(argv: list[str]) -> None:
     ]
     headers = ("from", "rates", *(f"within {t}" for t in TOLERANCES), "loss")
     print(format_table(headers, rows))
-    if values.output:
-        settings = {"planted": PLANTED_RATES, "steps": values.steps, "seed": values.seed}
-        write_json(
-            values.output,
-            {"environment": describe_environment(), **settings, "results": results},
-        )
+    settings = {"planted": PLANTED_RATES, "steps": values.steps, "seed": values.seed}
+    return {**settings, "results": results}
 
 
 if __name__ == "__main__":
@@ -218,6 +208,5 @@ if __name__ == "__main__":
     flags.DEFINE_integer("seed", 0, "Of weights and batches.")
     flags.DEFINE_bool("free_weights", False, "The student learns weights of its own too.")
     flags.DEFINE_float("tap_width", 1.0, "How wide the taps start, in pixels.", lower_bound=1.0)
-    flags.DEFINE_string("output", None, "A new JSON file for the results.")
     flags.mark_flags_as_required(["data_dir"])
-    run_command(main, "regseg_jax.search.planted")
+    run_benchmark(measure, "regseg_jax.search.planted")

@@ -1,4 +1,4 @@
-"""The dilated convolution of a D block with a real, trained rate for each of its branches."""
+"""The dilated convolution of a D block with a trained, real-valued dilation rate per branch."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from regseg_jax.models.layers import kernel_init
 from regseg_jax.models.variants import DilationRates
 from regseg_jax.ops.continuous_conv import continuous_conv
 
-# The names of the parameters that fixed rates do not have.
+# The names of the parameters that convolutions with fixed dilation rates do not have.
 RATES = "dilation_rates"
 TAP_WIDTH = "tap_width"
 
@@ -44,7 +44,7 @@ class SearchedConv(nn.Module):
         """[B, H, W, features] -> [B, H, W, features].
 
         Raises:
-          ValueError: if the stride is not 1, or the branches' channels are no multiple of the
+          ValueError: if the stride is not 1, or the branches' channels are not a multiple of the
             group width.
         """
         num_branches = len(self.dilation_rates)
@@ -69,7 +69,7 @@ class SearchedConv(nn.Module):
 
 
 class _Branch(nn.Module):
-    """A grouped 3x3 convolution at a given real rate."""
+    """A grouped 3x3 convolution at a given real-valued dilation rate."""
 
     features: int
     group_width: int

@@ -1,4 +1,4 @@
-"""The losses since the last record, and the stop where one is not finite."""
+"""The losses since the last log record; a loss that is not finite stops the run."""
 
 import collections
 import math
@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 # Steps that the host may be ahead of the device: enough to hide its work, few enough that a
-# non-finite loss is seen at once and that the time waited for input is really waited.
+# non-finite loss is seen soon and that the time spent waiting for input is measured right.
 _STEPS_AHEAD = 2
 # float16: a loss scale below this means that the loss itself has overflowed for good.
 _MIN_LOSS_SCALE = 2.0**-10
@@ -23,7 +23,7 @@ class RecentLosses:
         self._done: list[dict[str, float]] = []
 
     def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        """Takes a step's metrics and waits for those of the step `_STEPS_AHEAD` before."""
+        """Adds a step's metrics and waits for those of the step `_STEPS_AHEAD` before it."""
         self._pending.append((step, metrics))
         while len(self._pending) > _STEPS_AHEAD:
             self._read_one()

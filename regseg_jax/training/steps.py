@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 from flax.training.dynamic_scale import DynamicScale
 from jax import Array, lax
+from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
@@ -89,14 +90,16 @@ def create_train_step(
         dynamic_scale: DynamicScale | None,
         images: Array,
         labels: Array,
-    ) -> tuple[DynamicScale | None, Array, Array, Any, Any]:
-        """Loss, new statistics and gradients, the same on every device."""
+    ) -> tuple[DynamicScale | None, Array, Array, Any, Array]:
+        """Loss, new statistics and gradients (as one vector), the same on every device."""
+        flat_params, unravel = ravel_pytree(params)
 
-        def compute_loss(params: Any) -> tuple[Array, Any]:
-            # Each device has its own copy from here on, so back here the gradients are summed.
-            params = lax.pcast(params, BATCH_AXIS, to="varying")
+        def compute_loss(flat_params: Array) -> tuple[Array, Any]:
+            # From here on each device has a copy of its own: the transpose, on the way back, is
+            # the sum of the gradients over devices, of one vector in one call.
+            flat_params = lax.pcast(flat_params, BATCH_AXIS, to="varying")
             logits, mutated = model.apply(
-                {"params": params, "batch_stats": batch_stats},
+                {"params": unravel(flat_params), "batch_stats": batch_stats},
                 images,
                 train=True,
                 mutable=["batch_stats"],
@@ -108,17 +111,19 @@ def create_train_step(
 
         if dynamic_scale is None:
             grad_fn = jax.value_and_grad(compute_loss, has_aux=True)
-            (loss, batch_stats), grads = grad_fn(params)
+            (loss, batch_stats), grads = grad_fn(flat_params)
             return None, jnp.bool_(True), loss, batch_stats, grads
         grad_fn = dynamic_scale.value_and_grad(compute_loss, has_aux=True)
-        dynamic_scale, is_finite, (loss, batch_stats), grads = grad_fn(params)
+        dynamic_scale, is_finite, (loss, batch_stats), grads = grad_fn(flat_params)
         return dynamic_scale, is_finite, loss, batch_stats, grads
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         images, labels = augment_batch(augment_fn, batch, rng, state.step)
-        dynamic_scale, is_finite, loss, batch_stats, grads = compute_gradients(
+        dynamic_scale, is_finite, loss, batch_stats, flat_grads = compute_gradients(
             state.params, state.batch_stats, state.dynamic_scale, images, labels
         )
+        _, unravel = ravel_pytree(state.params)
+        grads = unravel(flat_grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params, step=state.step)
         params = optax.apply_updates(state.params, updates)
 
@@ -138,7 +143,7 @@ def create_train_step(
         metrics = {
             "loss": loss,
             "learning_rate": learning_rate_fn(state.step),
-            "grad_norm": optax.tree.norm(grads),
+            "grad_norm": jnp.linalg.norm(flat_grads),
             "loss_scale": dynamic_scale.scale if dynamic_scale else jnp.float32(1),
             "skipped": ~is_finite,
         }

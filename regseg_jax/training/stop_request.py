@@ -1,4 +1,4 @@
-"""SIGTERM as a wish to stop after the present step."""
+"""SIGTERM as a request to stop after the current step."""
 
 import signal
 import threading

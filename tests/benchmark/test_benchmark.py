@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from regseg_jax.benchmark import __main__ as command
+from regseg_jax.benchmark.devices import find_peak
 from regseg_jax.benchmark.jax_backend import prepare_jax
-from regseg_jax.benchmark.peaks import find_peak
 from regseg_jax.benchmark.rows import (
     BACKENDS,
     Row,
@@ -220,32 +220,24 @@ def test_command(tmp_path):
     assert content["rows"][0]["median_ms"] > 0
 
 
-def set_flags(monkeypatch, **values):
-    defaults = {"backends": "jax", "mode": "train", "precisions": "float32", "output": None}
-    values = {**defaults, "batch_size": 1, "num_runs": 2, "size": "32,64", **values}
-    values["num_runs"] = int(values["num_runs"])
-    fake = types.SimpleNamespace(FLAGS=types.SimpleNamespace(**values))
-    monkeypatch.setattr(command, "flags", fake)
+def set_flags(**values):
+    defaults = {"backends": "jax", "mode": "train", "precisions": "float32", "num_runs": 2}
+    return types.SimpleNamespace(**{**defaults, "batch_size": 1, "size": "32,64", **values})
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("name", "value", "message"),
     [
-        (["--backends=jax,tensorflow"], "--backends has ['tensorflow']"),
-        (["--precisions=int8"], "--precisions has ['int8']"),
-        (["--num_runs=1"], "--num_runs=1"),
-        (["--output=."], ". exists already"),
-        (["extra"], "unexpected arguments ['extra']"),
+        ("backends", "jax,tensorflow", "--backends has ['tensorflow']"),
+        ("precisions", "int8", "--precisions has ['int8']"),
     ],
 )
-def test_bad_arguments(monkeypatch, arguments, message):
-    set_flags(monkeypatch, **dict(a[2:].split("=") for a in arguments if a.startswith("--")))
+def test_bad_flags(name, value, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        command.main([a for a in arguments if not a.startswith("--")])
+        command.measure(set_flags(**{name: value}))
 
 
 def test_pytorch_missing(monkeypatch):
-    set_flags(monkeypatch, backends="jax,torch")
-    monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="PyTorch is not installed"):
-        command.main([])
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(ValueError, match="--backends=torch needs torch"):
+        command.measure(set_flags(backends="jax,torch"))

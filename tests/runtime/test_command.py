@@ -16,7 +16,7 @@ run_command(lambda argv: print("ran"), "a_command")
     [
         (
             ["--config=configs/cityscape.py"],
-            "a_command: error: --config=configs/cityscape.py is no config file; use one of",
+            "a_command: error: --config=configs/cityscape.py is neither a config file nor a recipe",
         ),
         (
             ["--config", "synthetic", "--config.num_epoch=3"],
