@@ -114,6 +114,7 @@ def _create_train_step(config: Config, mesh: Mesh, batch_size: int) -> tuple[Cal
         rate_search=parts.create_rate_search(config, model, _NUM_STEPS),
         augment_fn=functools.partial(augment, config=config.augment),
         conv_lowerings=None,  # `compile_program` puts it to use
+        class_weights=None,
         initial=None,
         num_steps=_NUM_STEPS,
         eval_name="val",
