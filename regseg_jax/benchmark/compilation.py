@@ -15,6 +15,7 @@ from regseg_jax.config import Config
 from regseg_jax.data.augment import augment
 from regseg_jax.data.sampling import ShuffledEpochs
 from regseg_jax.data.synthetic.scenes import SyntheticScenes
+from regseg_jax.models.folding import fold_batch_norm
 from regseg_jax.models.regseg import RegSeg
 from regseg_jax.ops.lowerings import use_lowerings
 from regseg_jax.runs import parts
@@ -113,6 +114,7 @@ def _create_train_step(config: Config, mesh: Mesh, batch_size: int) -> tuple[Cal
         rate_search=parts.create_rate_search(config, model, _NUM_STEPS),
         augment_fn=functools.partial(augment, config=config.augment),
         conv_lowerings=None,  # `compile_program` puts it to use
+        class_weights=None,
         initial=None,
         num_steps=_NUM_STEPS,
         eval_name="val",
@@ -143,8 +145,13 @@ def _create_inference(config: Config, mesh: Mesh, batch_size: int) -> tuple[Call
 
 
 def _abstract_variables(model: RegSeg) -> dict:
-    init = functools.partial(model.init, train=False)
-    return jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    """Batch norms folded, as evaluation and prediction run it."""
+
+    def create() -> dict:
+        variables = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False)
+        return fold_batch_norm(variables, model.dtype)
+
+    return jax.eval_shape(create)
 
 
 def find_largest_batch(
