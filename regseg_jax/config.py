@@ -15,10 +15,10 @@ from regseg_jax.data.augment import AugmentConfig
 from regseg_jax.data.dataset import DataConfig, FolderConfig
 from regseg_jax.models import variants
 from regseg_jax.runtime.checks import check_integer, check_number, check_one_of
-from regseg_jax.search.rate_search import SearchConfig
 from regseg_jax.training.evaluation import EvalConfig
 from regseg_jax.training.losses import LossConfig
 from regseg_jax.training.optimizer import OptimizerConfig
+from regseg_jax.training.rate_search import SearchConfig
 
 PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 

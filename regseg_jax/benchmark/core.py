@@ -9,12 +9,12 @@ import jax
 from absl import flags
 from tqdm import tqdm
 
-from regseg_jax.benchmark.timing import describe_error, summarize
 from regseg_jax.models.variants import get_variant
 from regseg_jax.runtime.arguments import parse_size
 from regseg_jax.runtime.command import run_command
 from regseg_jax.runtime.environment import describe_environment
 from regseg_jax.runtime.files import check_new, write_json
+from regseg_jax.runtime.timing import describe_error, summarize
 
 NUM_WARMUP = 3
 

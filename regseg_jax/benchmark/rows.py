@@ -14,9 +14,9 @@ import numpy as np
 from regseg_jax.benchmark.core import Timing, time_in_turns
 from regseg_jax.benchmark.devices import find_peak
 from regseg_jax.benchmark.jax_backend import prepare_jax
-from regseg_jax.benchmark.timing import check_difference, describe_error
 from regseg_jax.benchmark.workload import TOLERANCES, Prepared, Workload, compare
 from regseg_jax.reports.tables import format_table
+from regseg_jax.runtime.timing import check_difference, describe_error
 
 BACKENDS = ("jax", "torch")
 # Header, key of the results and format of each column after backend, precision and form.

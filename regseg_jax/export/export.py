@@ -8,10 +8,10 @@ from flax.traverse_util import flatten_dict
 
 from regseg_jax.export.state_dict import create_state_dict
 from regseg_jax.runs.counters import load_counters
+from regseg_jax.runs.found import FOUND_FILE
 from regseg_jax.runs.trained import TrainedRun, load_run
 from regseg_jax.runtime.files import check_new, replacing
 from regseg_jax.runtime.packages import require_packages
-from regseg_jax.search.found import FOUND_FILE
 from regseg_jax.weights import safetensors_files
 from regseg_jax.weights.metadata import create_metadata
 

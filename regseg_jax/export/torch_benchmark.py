@@ -20,7 +20,6 @@ try:
 except ImportError:
     sys.exit("regseg_jax.export.torch_benchmark: error: it needs torch; pip install torch")
 
-from regseg_jax.benchmark.timing import check_difference, describe_error, summarize
 from regseg_jax.export.torch_forms import (
     DTYPES,
     Form,
@@ -37,6 +36,7 @@ from regseg_jax.export.torch_model import create_torch_model, load_weights
 from regseg_jax.reports.tables import format_table
 from regseg_jax.runtime.files import check_new, write_json
 from regseg_jax.runtime.machine import describe_run, read_cpu_name
+from regseg_jax.runtime.timing import check_difference, describe_error, summarize
 from regseg_jax.weights.torch_files import load_state_dict_file
 
 # Frames per second on a T4, version 3 and version 2 of the paper, by image size.

@@ -11,8 +11,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from regseg_jax.models.regseg import RegSeg
+from regseg_jax.models.searched_conv import RATES, TAP_WIDTH
 from regseg_jax.runs.trained import load_run
-from regseg_jax.search.searched_conv import RATES, TAP_WIDTH
 from regseg_jax.weights.load import find_weights, load_weights_file
 from regseg_jax.weights.names import (
     count_classes,

@@ -7,12 +7,12 @@ from regseg_jax.config import Config
 from regseg_jax.data.dataset import Dataset
 from regseg_jax.models.regseg import RegSeg, create_model
 from regseg_jax.models.variants import get_variant
-from regseg_jax.search.rate_search import (
+from regseg_jax.training.optimizer import Schedule, create_learning_rate_fn, create_optimizer
+from regseg_jax.training.rate_search import (
     RateSearch,
     create_search_model,
     searched_layers,
 )
-from regseg_jax.training.optimizer import Schedule, create_learning_rate_fn, create_optimizer
 from regseg_jax.training.train_state import TrainState, create_train_state
 
 

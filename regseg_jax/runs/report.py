@@ -13,9 +13,9 @@ from regseg_jax.reports.charts import draw_class_iou, draw_curves
 from regseg_jax.reports.metric_writer import METRICS_FILE, MetricWriter, read_metrics
 from regseg_jax.reports.pictures import save_png
 from regseg_jax.reports.progress import ProgressBar
+from regseg_jax.runs.found import save_found
 from regseg_jax.runs.run import Run
 from regseg_jax.runs.scores import format_evaluation, named_scores
-from regseg_jax.search.found import save_found
 from regseg_jax.training.evaluation import Evaluation
 from regseg_jax.training.recent_losses import RecentLosses
 from regseg_jax.training.sharding import is_main_process

@@ -36,12 +36,12 @@ from regseg_jax.runs.parts import (
     create_run_optimizer,
 )
 from regseg_jax.runs.workdir import WorkdirLock, claim_workdir, record_start
-from regseg_jax.search.rate_search import RateSearch
 from regseg_jax.training.checkpoints import has_checkpoint
 from regseg_jax.training.evaluation import Evaluator
 from regseg_jax.training.losses import create_loss_fn
 from regseg_jax.training.optimizer import Schedule
 from regseg_jax.training.precise_bn import PreciseBatchNorm
+from regseg_jax.training.rate_search import RateSearch
 from regseg_jax.training.sharding import (
     create_mesh,
     is_main_process,

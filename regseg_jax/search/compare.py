@@ -33,7 +33,7 @@ from regseg_jax.runs.workdir import check_same_run, load_config
 from regseg_jax.runtime.command import run_command
 from regseg_jax.runtime.environment import describe_environment
 from regseg_jax.runtime.files import write_json
-from regseg_jax.search.rate_search import searched_layers
+from regseg_jax.training.rate_search import searched_layers
 
 RATES = ("searched", "hand-tuned", "random")
 

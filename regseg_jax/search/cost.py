@@ -17,11 +17,11 @@ from regseg_jax.benchmark.jax_backend import learning_rate_fn, prepare_training
 from regseg_jax.benchmark.workload import Prepared, Workload, create_workload
 from regseg_jax.models import variants
 from regseg_jax.models.regseg import create_model
+from regseg_jax.models.searched_conv import create_dilated_conv
 from regseg_jax.reports.tables import format_table
 from regseg_jax.runtime.arguments import parse_size
-from regseg_jax.search.rate_search import RateSearch, searched_layers
-from regseg_jax.search.searched_conv import create_dilated_conv
 from regseg_jax.training.optimizer import create_optimizer
+from regseg_jax.training.rate_search import RateSearch, searched_layers
 
 _MILLISECONDS = ("median_ms", "p5_ms", "p95_ms")
 _NUM_CLASSES = 19

@@ -28,8 +28,8 @@ from regseg_jax.data.sources.source import load_camvid
 from regseg_jax.ops.continuous_conv import continuous_conv
 from regseg_jax.ops.conv import grouped_conv
 from regseg_jax.reports.tables import format_table
-from regseg_jax.search.rate_search import compute_tap_width
 from regseg_jax.training.optimizer import create_learning_rate_fn
+from regseg_jax.training.rate_search import compute_tap_width
 
 PLANTED_RATES = ((1, 3), (2, 7), (4, 12))
 IMAGE_SIZE = (90, 120)

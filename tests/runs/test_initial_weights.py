@@ -14,7 +14,7 @@ from regseg_jax.models import variants
 from regseg_jax.models.regseg import RegSeg, create_model
 from regseg_jax.runs import initial_weights
 from regseg_jax.runs.initial_weights import load_initial_weights
-from regseg_jax.search.rate_search import create_search_model
+from regseg_jax.training.rate_search import create_search_model
 from regseg_jax.weights.names import from_torch
 
 

@@ -19,10 +19,10 @@ from regseg_jax.data.augment import AugmentConfig, augment, normalize
 from regseg_jax.models.regseg import RegSeg
 from regseg_jax.models.variants import Backbone, Block, Variant
 from regseg_jax.ops.conv import grouped_conv
-from regseg_jax.search.rate_search import RateSearch, create_search_model, searched_layers
 from regseg_jax.training.losses import bootstrapped_cross_entropy, cross_entropy
 from regseg_jax.training.optimizer import create_learning_rate_fn, create_optimizer
 from regseg_jax.training.precise_bn import create_add_batch
+from regseg_jax.training.rate_search import RateSearch, create_search_model, searched_layers
 from regseg_jax.training.sharding import batch_sharded, replicated
 from regseg_jax.training.steps import create_eval_step, create_score_fn, create_train_step
 from regseg_jax.training.train_state import create_train_state

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from regseg_jax.models import variants
-from regseg_jax.search.found import draw_rates, save_found
-from regseg_jax.search.rate_search import RateSearch, create_search_model, searched_layers
+from regseg_jax.runs.found import draw_rates, save_found
+from regseg_jax.training.rate_search import RateSearch, create_search_model, searched_layers
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_found_rates_are_a_variant_with_how_they_were_found(rate_search, tmp_pat
 
 def test_rates_are_drawn_a_chart_a_block_with_the_bound(monkeypatch):
     figures = []
-    from regseg_jax.search import found
+    from regseg_jax.runs import found
 
     render = found.render_figure
     monkeypatch.setattr(found, "render_figure", lambda f: figures.append(f) or render(f))

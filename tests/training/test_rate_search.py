@@ -9,15 +9,15 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from regseg_jax.models import field_of_view, variants
 from regseg_jax.models.regseg import RegSeg
-from regseg_jax.search.rate_search import (
+from regseg_jax.models.searched_conv import SearchedConv
+from regseg_jax.training.optimizer import create_optimizer
+from regseg_jax.training.rate_search import (
     RateSearch,
     clamp_rates,
     compute_tap_width,
     create_search_model,
     searched_layers,
 )
-from regseg_jax.search.searched_conv import SearchedConv
-from regseg_jax.training.optimizer import create_optimizer
 
 
 @pytest.fixture(scope="module")

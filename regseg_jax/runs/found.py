@@ -17,7 +17,7 @@ from regseg_jax.reports.metric_writer import METRICS_FILE, read_metrics
 from regseg_jax.reports.pictures import save_png
 from regseg_jax.reports.tables import format_table
 from regseg_jax.runtime.files import write_json
-from regseg_jax.search.rate_search import RateSearch
+from regseg_jax.training.rate_search import RateSearch
 from regseg_jax.training.train_state import TrainState
 
 FOUND_FILE = "found.json"

@@ -23,8 +23,8 @@ from jax.typing import ArrayLike, DTypeLike
 from regseg_jax.models import field_of_view, variants
 from regseg_jax.models.field_of_view import LayerFieldOfView
 from regseg_jax.models.regseg import RegSeg
+from regseg_jax.models.searched_conv import RATES, TAP_WIDTH, create_dilated_conv
 from regseg_jax.runtime.checks import check_integer, check_number
-from regseg_jax.search.searched_conv import RATES, TAP_WIDTH, create_dilated_conv
 from regseg_jax.training.optimizer import create_learning_rate_fn, with_learning_rate
 
 Params = dict[str, Any]
