@@ -1,6 +1,6 @@
 import pytest
 
-from regseg_jax.benchmark import timing
+from regseg_jax.runtime import timing
 
 
 def test_summary():
