@@ -68,7 +68,7 @@ def test_a_prediction_is_the_exported_models(workdir, tmp_path):
     finish(
         start(
             *("regseg_jax.predict", f"--workdir={workdir}", f"--output={predictions}"),
-            tmp_path / "street.png",
+            *("--train_ids", tmp_path / "street.png"),
         )
     )
     assert (predictions / "street_overlay.png").exists()

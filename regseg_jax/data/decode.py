@@ -220,7 +220,9 @@ def read_plain_png(path: str | os.PathLike, mode: Literal["L", "RGB"]) -> np.nda
 def _to_rgb(opened: OpenedImage, path: str | os.PathLike) -> Image.Image:
     image = opened.image
     if image.mode in _PLAIN_MODES:
-        if "transparency" in image.info and image.mode in ("L", "P", "RGB"):
+        # Taken out of the image, for Pillow warns of what it would do with it.
+        transparency = image.info.pop("transparency", None)
+        if transparency is not None and image.mode in ("L", "P", "RGB"):
             _say_transparent(path)
         return image.convert("RGB")
     if image.mode in _ALPHA_MODES:

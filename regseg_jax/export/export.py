@@ -46,8 +46,8 @@ def export_run(
       dtype: one of `DTYPES`, of the weights; safetensors only.
 
     Raises:
-      ValueError: if output exists, a package is missing, the run cannot be read, is a search or has
-        weights that are not finite, or the options do not fit the format.
+      ValueError: if output exists, a package is missing, the run cannot be read, has weights
+        that are not finite or is a search (but for stablehlo), or the options do not fit the format.
     """
     if format_name not in FORMATS:
         raise ValueError(f"--format is {format_name!r}; use one of {', '.join(FORMATS)}")
@@ -64,9 +64,9 @@ def export_run(
     check_new(output)
     require_packages(f"--format={format_name}", FORMATS[format_name])
     trained = load_run(workdir)
-    if trained.config.search.enabled:
+    if trained.config.search.enabled and format_name != "stablehlo":
         raise ValueError(
-            f"{workdir} is a search of dilation rates, whose weights fit no variant; train what it "
+            f"{workdir} is a search of dilation rates, which are no integers yet; train what it "
             f"found first: --config.model={workdir}/{FOUND_FILE} and --config.search.enabled=False"
         )
     _check_finite(trained)

@@ -37,8 +37,7 @@ class Trained:
       model: in its precision.
       variables: {"params", "batch_stats"}.
       ema_variables: the same averaged over the steps, where the run has them.
-      class_table: the classes.
-      label_values: what stands for each training id in the label files of its data set.
+      class_table: the classes; its label ids are what the data set's label files hold.
       eval_config: how images are prepared and scored.
     """
 
@@ -46,29 +45,20 @@ class Trained:
     variables: dict[str, Any]
     ema_variables: dict[str, Any] | None
     class_table: ClassTable
-    label_values: tuple[int, ...]
     eval_config: EvalConfig
 
     @classmethod
     def from_run(cls, run: TrainedRun) -> "Trained":
-        """A run's best checkpoint.
-
-        Label files of colours have the label ids of the class table: those of CamVid's original
-        edition are SegNet's. Cityscapes always has its label ids, which its server and tools want.
-        """
-        config, table = run.config, run.class_table
-        has_train_ids = config.data.source == "folder" and config.folder.label_format == "train_ids"
-        values = tuple(range(table.num_classes)) if has_train_ids else table.label_ids
-        return cls(run.model, run.variables, run.ema_variables, table, values, config.eval)
+        """A run's best checkpoint."""
+        return cls(run.model, run.variables, run.ema_variables, run.class_table, run.config.eval)
 
     @classmethod
     def from_weights(cls, path_or_name: str, model_name: str | None = None) -> "Trained":
         """Exported weights; says what was read."""
         weights = load_weights(path_or_name, model_name)
         print(weights.report)
-        table, config = weights.class_table, EvalConfig(image_size=weights.image_size)
-        model = weights.create_model()
-        return cls(model, weights.variables, None, table, table.label_ids, config)
+        config = EvalConfig(image_size=weights.image_size)
+        return cls(weights.create_model(), weights.variables, None, weights.class_table, config)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,9 +155,9 @@ def predict(
     outputs |= {x: drawing.get_video_paths(folder, x.name) for x in inputs.videos}
     check_outputs(outputs)
     trained = workdir if isinstance(workdir, Trained) else Trained.from_run(load_run(workdir))
-    train_ids = tuple(range(trained.class_table.num_classes))
-    values = train_ids if options.train_ids else trained.label_values
-    class_maps = ClassMapFormat(trained.class_table, values)
+    table = trained.class_table
+    values = tuple(range(table.num_classes)) if options.train_ids else table.label_ids
+    class_maps = ClassMapFormat(table, values)
     predictor, failures = options.create_predictor(trained), Failures()
     write_classes(folder, class_maps)
     predict_images(inputs.images, predictor, ImageWriter(folder, class_maps, drawing), failures)
@@ -195,7 +185,7 @@ def predict_split(
     if data_dir:
         data = dataclasses.replace(config.data, data_dir=data_dir)
         config = dataclasses.replace(config, data=data)
-    source = create_dataset(config).create_source(split)
+    source = create_dataset(config).create_source(split, workdir)
     check_whole(source, trained.class_table, split)
     predictor = options.create_predictor(trained)
     fingerprint = options.compute_fingerprint(trained)

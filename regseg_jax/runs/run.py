@@ -35,7 +35,7 @@ from regseg_jax.runs.parts import (
     create_run_model,
     create_run_optimizer,
 )
-from regseg_jax.runs.workdir import WorkdirLock, claim_workdir, record_start
+from regseg_jax.runs.workdir import WorkdirLock, check_free, claim_workdir, record_start
 from regseg_jax.training.checkpoints import has_checkpoint
 from regseg_jax.training.evaluation import Evaluator
 from regseg_jax.training.losses import create_loss_fn
@@ -126,14 +126,16 @@ class Run:
             lock = survey = None
             if is_main_process():
                 lock = on_error.enter_context(contextlib.closing(WorkdirLock(workdir)))
-                claim_workdir(config, workdir)
-                record_start(workdir)
-                dataset.keep_val_split(workdir)
+                check_free(config, workdir)
                 if is_new and config.data.check and config.data.source != "synthetic":
                     survey = _check_images(
                         train_source, dataset.class_table, config.data.train_split
                     )
                     _check_images(eval_source, dataset.class_table, config.data.eval_split)
+                # Not before the images are right, for that may take another class table.
+                claim_workdir(config, workdir)
+                record_start(workdir)
+                dataset.keep_val_split(workdir)
             with main_process_first():
                 train_source = dataset.cache_source(train_source, config.data.train_split)
                 eval_source = dataset.cache_source(eval_source, config.data.eval_split)

@@ -5,7 +5,7 @@ import os
 from typing import Any
 
 from regseg_jax.config import Config
-from regseg_jax.data.classes import ClassTable
+from regseg_jax.data.classes import IGNORE_LABEL, ClassTable
 from regseg_jax.models.regseg import RegSeg
 from regseg_jax.runs.parts import (
     abstract_train_state,
@@ -37,8 +37,18 @@ class TrainedRun:
 
     @property
     def class_table(self) -> ClassTable:
-        """The classes that the run was trained on."""
-        return create_dataset(self.config).class_table
+        """The classes that the run was trained on; label ids are its label files' values.
+
+        Label files of colours have the label ids of the class table: those of CamVid's original
+        edition are SegNet's. Cityscapes always has its label ids, which its server and tools want.
+        """
+        table, config = create_dataset(self.config).class_table, self.config
+        if config.data.source == "folder" and config.folder.label_format == "train_ids":
+            label_ids = tuple(range(table.num_classes))
+            return dataclasses.replace(
+                table, label_ids=label_ids, ignored_label_ids=(IGNORE_LABEL,)
+            )
+        return table
 
 
 def load_run(workdir: str | os.PathLike) -> TrainedRun:

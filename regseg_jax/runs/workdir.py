@@ -67,13 +67,17 @@ def claim_workdir(config: Config, workdir: str | os.PathLike) -> None:
       ValueError: if the folder cannot be written to, or belongs to a run of another config; names
         each key that differs.
     """
-    path = pathlib.Path(workdir) / "config.json"
-    if path.exists():
-        check_same_run(config, load_config(workdir), workdir)
+    check_free(config, workdir)
     try:
-        write_json(path, _describe(config))
+        write_json(pathlib.Path(workdir) / "config.json", _describe(config))
     except OSError as error:
         raise ValueError(f"cannot write to workdir {workdir}: {error}; choose another") from None
+
+
+def check_free(config: Config, workdir: str | os.PathLike) -> None:
+    """Raises ValueError if workdir belongs to a run of another config; names what differs."""
+    if (pathlib.Path(workdir) / "config.json").exists():
+        check_same_run(config, load_config(workdir), workdir)
 
 
 def check_same_run(

@@ -67,6 +67,16 @@ def test_alpha_is_ignored_and_that_is_said_once(tmp_path, mode, capsys):
     assert line.endswith("clear.tif)")  # an opaque image has none
 
 
+def test_a_palette_with_an_alpha_for_each_entry_is_read_as_stored(tmp_path, capsys):
+    image = Image.fromarray(np.arange(4, dtype=np.uint8).reshape(2, 2))
+    palette = np.random.default_rng(2).integers(0, 256, (4, 3), np.uint8)
+    image.putpalette(palette.ravel().tolist())
+    image.save(tmp_path / "x.png", transparency=bytes((0, 128, 255, 255)))
+    read = load_image(tmp_path / "x.png")  # with no warning, which would fail here
+    np.testing.assert_array_equal(read, palette.reshape(2, 2, 3))
+    assert "transparency is ignored" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("mode", ["L", "RGB", "P"])
 def test_a_transparent_color_is_read_as_stored(tmp_path, mode, capsys):
     image = Image.fromarray(COLORS).convert(mode)

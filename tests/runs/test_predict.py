@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 
@@ -7,9 +8,12 @@ import small_import
 from PIL import Image
 
 from regseg_jax.data.classes import CAMVID
+from regseg_jax.export.export import create_run_metadata
 from regseg_jax.prediction.tiles import Tiling
-from regseg_jax.runs.predict import Options, Trained, predict
+from regseg_jax.runs.parts import create_dataset
+from regseg_jax.runs.predict import Options, Trained, predict, predict_split
 from regseg_jax.runs.trained import load_run
+from regseg_jax.weights.metadata import find_class_table
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -82,8 +86,7 @@ def test_class_maps_hold_the_label_files_values(workdir, photos, tmp_path):
 
 def test_labels_that_are_training_ids_stay_so(workdir):
     run = load_run(workdir)
-    assert Trained.from_run(run).label_values == CAMVID.label_ids
-    import dataclasses
+    assert run.class_table.label_ids == CAMVID.label_ids
 
     def with_format(label_format):
         rows = tuple(
@@ -95,7 +98,11 @@ def test_labels_that_are_training_ids_stay_so(workdir):
             data=dataclasses.replace(run.config.data, source="folder"),
             folder=dataclasses.replace(run.config.folder, classes=rows, label_format=label_format),
         )
-        return Trained.from_run(dataclasses.replace(run, config=config)).label_values
+        other = dataclasses.replace(run, config=config)
+        # The same by the run and by what is exported of it.
+        exported, _ = find_class_table(create_run_metadata(other), CAMVID.num_classes)
+        assert Trained.from_run(other).class_table == exported
+        return exported.label_ids
 
     assert with_format("train_ids") == tuple(range(11))
     assert with_format("ids") == with_format("colors") == tuple(range(20, 31))
@@ -137,3 +144,34 @@ def test_weights_without_a_run(workdir, photos, tmp_path):
     predict(workdir, [photos / "a.png"], tmp_path / "run")
     for name in ("a.png", "classes.json"):
         assert (tmp_path / "weights" / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
+
+
+def test_a_split_that_was_held_back_is_the_run_s_own(workdir, tmp_path, monkeypatch):
+    """Images that came later do not change which ones the run has not seen."""
+    run = load_run(workdir)
+    rows = tuple(
+        (i, name, color, i)
+        for i, (name, color) in enumerate(zip(CAMVID.class_names, CAMVID.colors, strict=True))
+    )
+
+    def add_images(prefix):
+        for folder, mode in (("images", "RGB"), ("labels", "L")):
+            (tmp_path / "data" / "train" / folder).mkdir(parents=True, exist_ok=True)
+            for i in range(10):
+                path = tmp_path / "data" / "train" / folder / f"{prefix}{i}.png"
+                Image.new(mode, (48, 32)).save(path)
+
+    config = dataclasses.replace(
+        run.config,
+        data=dataclasses.replace(run.config.data, source="folder", data_dir=str(tmp_path / "data")),
+        folder=dataclasses.replace(run.config.folder, classes=rows, val_fraction=0.3),
+    )
+    add_images("x")
+    create_dataset(config).keep_val_split(tmp_path / "run")
+    held_back = json.loads((tmp_path / "run" / "val_split.json").read_text())["names"]
+    add_images("y")
+    monkeypatch.setattr(
+        "regseg_jax.runs.predict.load_run", lambda _: dataclasses.replace(run, config=config)
+    )
+    written = predict_split(tmp_path / "run", "val", tmp_path / "out")
+    assert [path.name for path in written] == held_back

@@ -56,3 +56,11 @@ def test_class_weights_are_counted_before_training_and_kept(config, tmp_path):
     with pytest.raises(ValueError, match="positive number for each of the 2 classes"):
         Run.create(config, tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+def test_a_class_table_can_be_fixed_after_the_images_were_refused(config, tmp_path):
+    config.folder.ignored_label_ids = ()
+    with pytest.raises(ValueError, match=r"label values \[255\]"):
+        Run.create(config, tmp_path / "run")
+    config.folder.ignored_label_ids = (255,)
+    Run.create(config, tmp_path / "run").close()

@@ -82,18 +82,18 @@ def test_shapes_are_enough_to_restore(tmp_path, manager):
     _assert_identical(restored, state)
 
 
-def test_newest_and_best_are_kept(tmp_path, manager):
+def test_the_two_newest_and_the_best_are_kept(tmp_path, manager):
     assert manager.latest_step() is None
     assert manager.best_step() is None
     states = {}
     for step, mean_iou in ((10, 0.3), (20, 0.6), (30, 0.5), (40, 0.4)):
         states[step] = _save(manager, step, mean_iou)
-    assert _steps_on_disk(tmp_path) == {20, 40}
+    assert _steps_on_disk(tmp_path) == {20, 30, 40}
     assert manager.latest_step() == 40
     assert manager.best_step() == 20
     _assert_identical(manager.restore(20, _make_state()), states[20])
     _save(manager, 50, 0.7)
-    assert _steps_on_disk(tmp_path) == {50}
+    assert _steps_on_disk(tmp_path) == {40, 50}
     assert manager.best_step() == 50
 
 
@@ -103,7 +103,7 @@ def test_checkpoints_between_evaluations_do_not_displace_the_best(tmp_path, mana
     _save(manager, 20, 0.2)
     _save(manager, 25)
     _save(manager, 30)
-    assert _steps_on_disk(tmp_path) == {20, 30}
+    assert _steps_on_disk(tmp_path) == {20, 25, 30}
     assert (manager.latest_step(), manager.best_step()) == (30, 20)
     # As another process sees it.
     reading = CheckpointManager(tmp_path, read_only=True)
