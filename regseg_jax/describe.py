@@ -78,8 +78,8 @@ def main(argv: Sequence[str]) -> None:
     """Describes what the flags name.
 
     Raises:
-      ValueError: if there is no such model, the data set has a fault, or for a bad size or
-        argument.
+      ValueError: if there is no such model, the data set has a fault, or a size or argument is
+        bad.
     """
     values = flags.FLAGS
     if argv:

@@ -1,4 +1,4 @@
-"""Shared by all tests: simulated devices, a compilation cache, optional fixtures, a small model."""
+"""What all tests use: simulated devices, a compilation cache, optional fixtures, a small model."""
 
 import os
 import pathlib

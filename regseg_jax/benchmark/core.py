@@ -1,4 +1,4 @@
-"""What the benchmarks share: the command, its flags, timing in turns, and the compiler's plan."""
+"""What all benchmarks need: the command, its flags, timing in turns, and the compiler's plan."""
 
 import functools
 import time

@@ -1,6 +1,6 @@
 """The recipe's augmentation on the host, in Pillow, as the author's code has it.
 
-The benchmark of the input times it beside what the host does here. It is the same function of the
+The benchmark of the input times it next to what the host does here. It is the same function of the
 same crop parameters as `data.augment`, see tests/benchmark/test_pillow_augment.py.
 """
 

@@ -99,7 +99,7 @@ def _create_gpus(name: str, accelerator: Accelerator, count: str) -> Target:
 
 
 def format_gpu(accelerator: Accelerator) -> str:
-    """A GPU's figures as XLA's `GpuTargetConfigProto`, in protobuf's text form."""
+    """A GPU's figures as XLA's `GpuTargetConfigProto`, in protobuf's text format."""
     units = accelerator.units
     shared = units.shared_kib * 1024
     has_reserve = units.capability >= (8, 0)

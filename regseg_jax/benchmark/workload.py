@@ -18,7 +18,7 @@ TOLERANCES = {
 }
 NUM_LOSSES = 3
 LEARNING_RATE = 0.05
-# A start at which no step overflows, for a skipped one has nothing to compare.
+# A loss scale at which no step overflows: a skipped step has nothing to compare.
 LOSS_SCALE = 2.0**10
 
 

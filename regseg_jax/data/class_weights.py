@@ -86,7 +86,7 @@ def load_class_weights(
     Args:
       setting: a number for each class, a key of `RULES`, or empty for none.
       workdir: of the run.
-      source: the training images; decoded where nothing is kept and there is no survey.
+      source: the training images; decoded if nothing is kept and there is no survey.
       class_table: the classes.
       survey: of the source, where it was made already.
       write: whether to keep the weights; of several processes one does.

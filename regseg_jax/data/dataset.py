@@ -73,7 +73,7 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class FolderConfig:
-    """A data set of one's own, `data.source` "folder": `config.folder`; see docs/own_data.md."""
+    """The user's own data set, `data.source` "folder": `config.folder`; see docs/own_data.md."""
 
     image_dir: str = "{split}/images"  # inside data_dir
     label_dir: str = "{split}/labels"
@@ -109,7 +109,7 @@ class Dataset:
 
     Attributes:
       config: which, and how it is read.
-      folder: the layout of a data set of one's own.
+      folder: the layout of the user's own data set.
       seed: of the run: drawn scenes and the order of training follow from it.
     """
 
@@ -265,7 +265,7 @@ class Dataset:
             global_batch_size=global_batch_size,
             seed=self.seed,
             centroids=centroids,
-            share=self.config.class_uniform_share,
+            class_uniform_fraction=self.config.class_uniform_share,
         )
 
 

@@ -1,4 +1,4 @@
-"""Batch norm in training, optionally with ReLU, as one function with a gradient of its own.
+"""Batch norm in training, optionally with ReLU, as one function with its own gradient.
 
 JAX's own gradient keeps several copies of the input in float32 and sums four times. Here each
 direction reads its inputs once for a pair of sums and once for the result, and all that is kept
@@ -25,7 +25,7 @@ def batch_norm(
     """Normalises by the statistics of all axes but the last.
 
     Differentiable once, in reverse mode; the statistics returned are constants. Inside
-    `jax.shard_map` the gradients of scale and bias are those of the shard at hand, for the caller
+    `jax.shard_map` the gradients of scale and bias are those of the device's shard, for the caller
     to sum (with `check_vma`, make the parameters vary over the axis by `lax.pcast`).
 
     Args:

@@ -28,7 +28,7 @@ def continuous_conv(
     Args:
       x: feature maps [B, H, W, C] of any float dtype and any H and W.
       kernel: weights [3, 3, C / groups, O] of the same dtype, grouped as in `grouped_conv`.
-      dilation_rate: f32[], at least 0; of any size, for taps off the map see zeros.
+      dilation_rate: f32[], at least 0, without a limit: taps off the map see zeros.
       groups: number of channel groups; divides C and O.
       tap_width: f32[], at least 1: how far, in pixels, an outer tap reaches to both sides. Above 1
         it averages, and a rate feels what is that far from it.

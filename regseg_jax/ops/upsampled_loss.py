@@ -9,7 +9,7 @@ The gradient computes the strips again. The classes are not the minor axis, whic
 A training step needs `model.clone(upsample=False)`, which returns logits of this kind, and
 `upsampled_pixel_losses(logits, labels)`: the plain, weighted and bootstrapped losses are sums over
 its result. Inference needs
-`upsampled_argmax(logits, size)`. Sizes that are no multiple of the logits' take the ordinary way.
+`upsampled_argmax(logits, size)`. Sizes that are not multiples of the logits' are resized first.
 """
 
 import functools
@@ -23,7 +23,7 @@ from regseg_jax.ops.resize import interpolation_matrix, upsample_bilinear, upsam
 
 
 def upsampled_pixel_losses(logits: Array, labels: Array, ignore_label: int = 255) -> Array:
-    """Cross-entropy of each pixel; equal but for rounding to `upsample_bilinear`, then the loss.
+    """Cross-entropy of each pixel; equal up to rounding to `upsample_bilinear`, then the loss.
 
     Differentiable once, in reverse mode.
 
@@ -132,7 +132,7 @@ def _is_label(labels: Array, logits: Array, axis: int) -> Array:
 
 
 def _multiply_columns(logits: Array, width: int) -> Array:
-    """[B, h, w, K] -> [B, K, h, width] as a product, for moving columns is slow on TPUs."""
+    """[B, h, w, K] -> [B, K, h, width] as a product, because moving columns is slow on TPUs."""
     matrix = interpolation_matrix(logits.shape[2], width, align_corners=False)
     # Eighths and sixteenths are exact in half precision, and the sums are float32.
     exact = logits.dtype.itemsize == 2 and (matrix * 256 % 1 == 0).all()

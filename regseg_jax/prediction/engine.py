@@ -1,7 +1,7 @@
 """Predicts many images: decoding, the network and writing at the same time.
 
-Threads decode and write, for both leave Python's lock; the device works on one batch while the
-next is gathered. Images of one size make a batch.
+Threads decode and write, because both release Python's lock; the device works on one batch while
+the next is gathered. The images of a batch have the same size.
 """
 
 import collections
@@ -23,14 +23,14 @@ U = TypeVar("U")
 # (variables, images uint8[B, H, W, 3], size) -> f32[B, *size, num_classes].
 ScoreFn = Callable[[Any, jax.Array, tuple[int, int]], jax.Array]
 
-# Images a batch: as many as hold so many pixels (an image of Cityscapes), and no more than that.
+# Pixels and images in a batch, at most; the pixels are those of one image of Cityscapes.
 _BATCH_PIXELS = 2**21
 _MAX_BATCH_SIZE = 64
-# Of images that wait for others of their size.
+# Pixels of images that wait for others of their size.
 _MAX_WAITING_PIXELS = 2**26
-# Larger images are cut even where no tiling is asked for. It was Pillow's limit.
+# Larger images are cut into tiles even if no tiling is asked for. It was Pillow's limit.
 _MAX_WHOLE_PIXELS = 178_956_970
-# Images and predictions that are ahead of the network, or behind it, for each thread.
+# Images ahead of the network, and predictions behind it, per thread.
 _AHEAD = 2
 
 
@@ -40,7 +40,7 @@ class Predictor:
     Args:
       score_fn: scores the classes, see `steps.create_score_fn`.
       variables: of the model.
-      tiling: larger images are cut so; None: no image is but the very large.
+      tiling: how larger images are cut; None: only very large ones are.
       can_tile: False where score_fn resizes images to one size, so that tiles make no sense.
     """
 
@@ -109,7 +109,7 @@ class Failures:
     """What could not be predicted.
 
     Attributes:
-      messages: an entry an item.
+      messages: one entry per item.
     """
 
     messages: list[str] = dataclasses.field(default_factory=list)
@@ -143,7 +143,7 @@ def predict_all(
       write: called in threads with item, image and prediction; OSError, a full disk for instance,
         ends it all. Items of one size are written in order of their start.
       failures: to be added to.
-      parallel: False: one item after the other, for images of which memory holds few.
+      parallel: False: one item after the other, for images so large that memory holds few.
 
     Yields:
       Each item as it is done, or has failed.
@@ -247,7 +247,7 @@ def _check_memory(error: Exception) -> Exception:
 
 def _explain_memory(item: Any) -> ValueError:
     return ValueError(
-        f"{_name(item)}: memory does not suffice; predict it in tiles, with --tile=1024,1024 or "
+        f"{_name(item)}: there is not enough memory; predict it in tiles, with --tile=1024,1024 or "
         "smaller ones"
     )
 

@@ -10,7 +10,7 @@ from regseg_jax.prediction.engine import Failures, Predictor, predict_all
 from regseg_jax.prediction.inputs import Input
 from regseg_jax.prediction.outputs import ImageWriter
 
-# Larger images are left to the end and done one by one, for memory may hold only few of them.
+# Larger images are left to the end and done one by one, because memory may hold only a few.
 _LARGE_PIXELS = 2**25
 
 

@@ -112,7 +112,7 @@ def _is_done(path: pathlib.Path, size: tuple[int, int], fingerprint: str) -> boo
         return False
     if checkpoint != fingerprint:
         raise ValueError(
-            f"{path} is there and is no prediction of this checkpoint with these options; choose "
+            f"{path} exists and is not a prediction of this checkpoint with these options; choose "
             "another --output, or remove it"
         )
     return image.size == size[::-1]

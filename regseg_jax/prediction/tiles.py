@@ -33,7 +33,7 @@ class Tiling:
     overlap: int = 512
 
     def __post_init__(self) -> None:
-        """Raises ValueError where a side is no multiple of the stride, or the overlap too large."""
+        """Raises ValueError if a side is not a multiple of the stride, or the overlap too large."""
         if min(self.height, self.width) <= 0 or self.height % STRIDE or self.width % STRIDE:
             raise ValueError(
                 f"--tile is {self.height},{self.width}; use HEIGHT,WIDTH, multiples of {STRIDE} "
@@ -56,7 +56,7 @@ def parse_tiling(sides: Sequence[str] | None, overlap: int | None = None) -> Til
     The overlap is a quarter of the shorter side unless given.
 
     Raises:
-      ValueError: if they are of another form.
+      ValueError: if a flag is malformed.
     """
     if not sides:
         if overlap is not None:

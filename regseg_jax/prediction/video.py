@@ -19,7 +19,7 @@ from regseg_jax.reports.pictures import draw_legend, draw_overlay, save_png
 from regseg_jax.runtime.files import replacing
 
 _CODEC = "libx264"
-_QUALITY = {"crf": "18"}  # hardly to be told from the original
+_QUALITY = {"crf": "18"}  # hardly distinguishable from the original
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +175,7 @@ def _read_ahead(frames: Iterator[tuple]) -> Iterator[tuple]:
 
 
 def _estimate_frames(container: Any, stream: Any) -> int | None:
-    """From duration and rate, for files that do not say how many frames they have."""
+    """From duration and frame rate, for files that do not give their number of frames."""
     if container.duration is None or stream.average_rate is None:
         return None
     return round(container.duration / 1_000_000 * stream.average_rate)

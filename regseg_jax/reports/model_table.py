@@ -33,7 +33,7 @@ class Row:
       output_shape: height, width and channels.
       num_parameters: without batch norm's running statistics.
       macs: multiply-accumulates of its convolutions, those of squeeze-and-excite among them,
-        for one image. Batch norm, pooling and upsampling are not counted, as is the custom.
+        for one image. Batch norm, pooling and upsampling are not counted, as usual.
     """
 
     name: str

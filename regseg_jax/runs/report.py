@@ -69,7 +69,7 @@ class Report:
             self.write(f"going on from the checkpoint of step {self._step}")
 
     def write(self, text: str) -> None:
-        """Prints a line beside the progress bar."""
+        """Prints a line above the progress bar."""
         self._progress.write(text)
 
     def waiting(self) -> AbstractContextManager[None]:
@@ -99,7 +99,7 @@ class Report:
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
-        """The time inside is left out of the training's images a second."""
+        """The time inside is left out of the training's images per second."""
         with self._progress.paused():
             yield
 

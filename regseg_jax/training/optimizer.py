@@ -67,7 +67,7 @@ def create_learning_rate_fn(
     """A decay over all steps, times a linear warm-up (paper, section 4.1: poly).
 
     Args:
-      base_learning_rate: what decay and warm-up are factors of.
+      base_learning_rate: what decay and warm-up multiply.
       num_steps: the decay ends here, one step after the last: poly and cosine at 0, exponential
         and step at 0.01 (step is 0.1 from 89 % of the steps on, 0.01 from 96 % on).
       warmup_steps: the warm-up's factor goes from warmup_factor at step 0 to 1 at this step.

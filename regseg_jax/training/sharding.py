@@ -1,4 +1,4 @@
-"""The device mesh, how arrays lie on it, and the processes of a run."""
+"""The device mesh, how arrays are sharded over it, and the processes of a run."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 BATCH_AXIS = "data"
 
-# A process that is silent for so long is dead: the others end with a message that names it.
+# A process that is silent for this long is dead: the others end with a message that names it.
 HEARTBEAT_TIMEOUT_SECONDS = 30
 # For how long the first process to end waits for the others, which may still be saving.
 SHUTDOWN_TIMEOUT_SECONDS = 300

@@ -51,7 +51,7 @@ class WeightsFile:
 
     Attributes:
       arrays: by PyTorch's names and in its layout; floats are float32.
-      metadata: see `metadata.create_metadata`; {} for files that others wrote.
+      metadata: see `metadata.create_metadata`; {} for files of other programs.
       report: one line: what was read and what was not.
     """
 
@@ -64,15 +64,15 @@ def load_weights(path_or_name: str | os.PathLike, model_name: str | None = None)
     """Reads weights to predict with: `predict --weights=FILE`.
 
     Args:
-      path_or_name: a file by `regseg_jax.export --format=safetensors` or `torch`, one that others
-        wrote with the author's names in either format, or the name of shipped weights.
+      path_or_name: a file by `regseg_jax.export --format=safetensors` or `torch`, a file of another
+        program with the author's names in either format, or the name of shipped weights.
       model_name: the variant, where the file does not say it and variants differ in dilation rates
         only; None: the file's own.
 
     Raises:
       OSError: if the file cannot be read.
-      ValueError: if there is no such file or name, or it holds no weights of a variant, or of
-        several that differ in dilation rates only, or of another one than model_name.
+      ValueError: if there is no such file or name, or it holds no weights of a variant, or fits
+        several that differ in dilation rates only, or another one than model_name.
     """
     path = find_weights(path_or_name)
     file = load_weights_file(path)

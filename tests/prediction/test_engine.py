@@ -57,7 +57,9 @@ def test_unreadable_images_do_not_stop_the_rest():
     written, failures = run(images, Predictor(red, {}))
     assert sorted(written) == [0, 1, 2, 4, 5, 6, 8, 9]
     assert failures.messages[0] == "cannot read 3.png"
-    assert "7: memory does not suffice; predict it in tiles, with --tile=" in failures.messages[1]
+    assert (
+        "7: there is not enough memory; predict it in tiles, with --tile=" in failures.messages[1]
+    )
     with pytest.raises(ValueError, match=r"2 of 10 could not be predicted: cannot read 3\.png; 7"):
         failures.raise_any(10)
 

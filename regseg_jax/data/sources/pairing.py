@@ -34,8 +34,8 @@ def pair_files(
 ) -> tuple[tuple[str, str], ...]:
     """The image files of a folder, each with its label file.
 
-    Names are compared in Unicode's form NFC, for some systems write accents as letters of their
-    own. Both may be in one folder.
+    Names are compared after Unicode normalisation (NFC), because some systems write accents as
+    separate characters. Both may be in one folder.
 
     Args:
       image_dir: the folder of images.
@@ -100,7 +100,7 @@ def describe_contents(folder: pathlib.Path) -> str:
 
 
 def match_stem(pattern: str, path: pathlib.Path) -> str | None:
-    """What stands for `{stem}` in the name of a file, in Unicode's form NFC; None: no match."""
+    """What stands for `{stem}` in the name of a file, normalised (NFC); None: no match."""
     before, _, after = unicodedata.normalize("NFC", pattern).partition("{stem}")
     stem = unicodedata.normalize("NFC", path.stem)
     match = re.fullmatch(f"{re.escape(before)}(.+){re.escape(after)}", stem)
@@ -116,7 +116,7 @@ def _by_stem(paths: list[pathlib.Path], pattern: str) -> dict[str, pathlib.Path]
         elif stem in by_stem:
             raise ValueError(
                 f"{by_stem[stem]} and {path} differ in their suffix alone; remove or rename "
-                "one, for names without suffix tell images apart"
+                "one, because images are told apart by their names without suffix"
             )
         else:
             by_stem[stem] = path

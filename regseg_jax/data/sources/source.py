@@ -60,7 +60,7 @@ class FolderSource:
     """Image files and their label files.
 
     Attributes:
-      pairs: paths of image and label; None for a label that is not public: all of it is ignored.
+      pairs: paths of image and label; None for a label that is not public: every pixel is ignored.
       class_table: how raw label values become training ids.
       label_format: `ids` for one channel of raw label ids, `train_ids` for one of training ids,
         `colors` for RGB.
@@ -134,7 +134,7 @@ class _Layout:
     label_format: LabelFormat
 
 
-# CamVid's two editions, told apart by the folder beside the images.
+# CamVid's two editions, told apart by the folder next to the images.
 _CAMVID_LAYOUTS = (
     _Layout("{split}annot", "{stem}", "ids"),  # SegNet's, 360 x 480
     _Layout("{split}_labels", "{stem}_L", "colors"),  # the original, 720 x 960
