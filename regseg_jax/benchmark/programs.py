@@ -50,7 +50,7 @@ class Compiler:
 
     Attributes:
       config, mode, target, image_size: see `compile_program`.
-      memory: of a device, by images on a device; None where the compiler could not fit it.
+      memory: of a device, by images on a device; None if the compiler could not fit it.
       first_text: the HLO of the first program that compiled.
       seconds: that compiling took, each time.
     """

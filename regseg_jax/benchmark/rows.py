@@ -68,7 +68,7 @@ def create_rows(
       backends: of `BACKENDS`.
       precisions: keys of `PRECISIONS`.
       torch_model: a PyTorch model of workload.model's variant, whose weights both backends take;
-        None where there is no `torch` among the backends. JAX then draws weights of its own.
+        None if there is no `torch` among the backends. JAX then draws weights of its own.
     """
     if torch_model is None:
         init = jax.jit(functools.partial(workload.model.init, train=False))

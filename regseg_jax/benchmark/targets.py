@@ -60,7 +60,7 @@ class Target:
         return int(fraction * self.accelerator.memory_bytes)
 
     def get_peak(self, precision: str) -> float | None:
-        """FLOP/s of a device; None where the data sheets do not tell."""
+        """FLOP/s of a device; None if the data sheets do not tell."""
         peak = self.accelerator.peaks.get(precision)
         return None if peak is None else 1e12 * peak / self._devices_per_chip
 

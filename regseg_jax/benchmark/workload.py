@@ -64,7 +64,7 @@ class Prepared:
       output: float32 logits [B, H, W, num_classes] of the first run, or the losses of the first
         three training steps, which depend on two updates.
       compile_seconds: JAX's compilation; PyTorch's first run.
-      memory_bytes: the peak; None where it is not known.
+      memory_bytes: the peak; None if it is not known.
     """
 
     run: Callable[[], Any]

@@ -114,7 +114,7 @@ def apply_placement(
       placement: where the resized image is.
       crop_size: height and width of the result.
       image_size: i32[2], the image's true height and width where padding follows below and to
-        the right; None where there is none. No padding shows in the result.
+        the right; None if there is none. No padding shows in the result.
 
     Returns:
       The image f32[h, w, 3] in [0, 255], padded with the mean colour, and the label

@@ -34,7 +34,7 @@ class ClassTable:
     reduced_without: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        """Raises ValueError where a value has two meanings."""
+        """Raises ValueError if a value has two meanings."""
         for what, values in (
             ("class name", self.class_names),
             ("colour", self.colors + self.ignored_colors),

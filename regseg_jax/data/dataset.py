@@ -236,7 +236,7 @@ class Dataset:
         )
 
     def cache_source(self, source: Source, split: str) -> Source:
-        """The same examples from the cache of decoded ones, where the config asks for it."""
+        """The same examples from the cache of decoded ones, if the config asks for it."""
         if not self.config.cache_dir:
             return source
         # Data sets that use one folder of caches have files of their own.
@@ -246,7 +246,7 @@ class Dataset:
     def create_sampler(
         self, source: Source, global_batch_size: int, workdir: str | os.PathLike
     ) -> Sampler:
-        """The order of training; finds the classes' centroids where it needs them.
+        """The order of training; finds the classes' centroids if it needs them.
 
         Raises:
           ValueError: if the split is smaller than a batch, or the file of centroids is of another

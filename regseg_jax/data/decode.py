@@ -105,7 +105,7 @@ def load_image(path: str | os.PathLike) -> np.ndarray:
     """Reads an image file as uint8[H, W, 3], upright.
 
     Raises:
-      ValueError: if it is not an image, is truncated, cannot be opened, or its values have no range.
+      ValueError: if it is not an image, is truncated, cannot be opened, or has no range of values.
     """
     image = read_plain_png(path, "RGB")
     if image is not None:
@@ -122,7 +122,7 @@ def read_image_size(path: str | os.PathLike) -> tuple[int, int]:
     """
     opened = open_image(path, load=False)
     width, height = opened.image.size
-    if opened.format != "TIFF" and opened.orientation >= 5:  # lies on its side
+    if opened.format != "TIFF" and opened.orientation >= 5:  # is on its side
         return width, height
     return height, width
 
@@ -139,7 +139,7 @@ def open_image(path: str | os.PathLike, load: bool = True) -> OpenedImage:
     """
     try:
         # From an open file, for what Pillow maps into memory by its name it misreads in TIFF files
-        # that lie on their side.
+        # that are on their side.
         with open(path, "rb") as file:
             # Pillow would decode all of a PNG file to look for an orientation.
             may_be_turned = load or not _is_png(file) or _has_png_metadata(file)

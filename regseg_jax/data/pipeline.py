@@ -129,7 +129,7 @@ class EvalPlan:
 
     Attributes:
       entries: (example, index, size) for each place; a filler's index is at least the number of
-        examples, its label all ignored. The size is None where all images are of one.
+        examples, its label all ignored. The size is None if all images are of one.
       global_batch_size: over all processes.
     """
 

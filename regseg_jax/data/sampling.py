@@ -147,7 +147,7 @@ class ClassUniformEpochs:
 
 
 def check_epoch_size(epoch_size: int, global_batch_size: int) -> None:
-    """Raises ValueError where an epoch is smaller than a batch."""
+    """Raises ValueError if an epoch is smaller than a batch."""
     if epoch_size < global_batch_size:
         raise ValueError(
             f"an epoch of the training split has {epoch_size} examples, fewer than "

@@ -248,7 +248,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--num_warmup", type=int, help="untimed runs: 10 on a GPU, 2 on the CPU")
     add("--num_runs", type=int, help="timed runs: 100 on a GPU, 10 on the CPU")
     add("--skip_compile", action="store_true", help="leave out torch.compile, which takes minutes")
-    add("--device", choices=("cuda", "cpu"), help="the GPU where there is one")
+    add("--device", choices=("cuda", "cpu"), help="the GPU if there is one")
     add("--output", help="JSON file to write")
     return parser.parse_args(arguments)
 

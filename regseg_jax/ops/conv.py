@@ -125,7 +125,7 @@ _grouped_conv.defvjp(_grouped_conv_fwd, _grouped_conv_bwd)
 def _for_each_platform(
     compute: Callable, x: Array, kernel: Array, *rest: Array, geometry, chosen
 ) -> Array | tuple[Array, Array]:
-    """Computes by the lowerings chosen, or by each platform's own where none are."""
+    """Computes by the lowerings chosen, or by each platform's default."""
     if chosen is not None:
         return compute(x, kernel, *rest, geometry, chosen)
     platforms = {

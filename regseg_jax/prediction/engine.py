@@ -137,8 +137,8 @@ def predict_all(
 
     Args:
       items: what to predict.
-      load: the image of an item, uint8[H, W, 3]; None where nothing is to be done. Called in
-        threads; raises ValueError where it cannot be read.
+      load: the image of an item, uint8[H, W, 3]; None if nothing is to be done. Called in
+        threads; raises ValueError if it cannot be read.
       predictor: of the images.
       write: called in threads with item, image and prediction; OSError, a full disk for instance,
         ends it all. Items of one size are written in order of their start.
@@ -239,7 +239,7 @@ def _finish_batch(
 
 
 def _check_memory(error: Exception) -> Exception:
-    """The error where memory ran out; any other is raised again."""
+    """The error if memory ran out; any other is raised again."""
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         return error
     raise error

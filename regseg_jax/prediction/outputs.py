@@ -29,7 +29,7 @@ class ClassMapFormat:
     values: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        """Raises ValueError where a value does not fit 16 bits."""
+        """Raises ValueError if a value does not fit 16 bits."""
         if max(self.values) > 65535:
             raise ValueError(
                 f"the class table {self.class_table.name!r} has the label id {max(self.values)}; "
@@ -123,7 +123,7 @@ class ImageWriter:
 
 
 def check_outputs(outputs: Mapping[Input, Sequence[pathlib.Path]]) -> None:
-    """Raises ValueError where a prediction would replace an input or another prediction."""
+    """Raises ValueError if a prediction would replace an input or another prediction."""
     taken = {entry.path.resolve() for entry in outputs}
     for entry, paths in outputs.items():
         for path in paths:

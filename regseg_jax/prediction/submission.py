@@ -22,7 +22,7 @@ WHOLE_SPLITS = {("cityscapes", "test"): 1525}
 
 
 def check_whole(source: Source, class_table: ClassTable, split: str) -> None:
-    """Raises ValueError where images of a split that a server takes only whole are missing."""
+    """Raises ValueError if images of a split that a server takes only whole are missing."""
     expected = WHOLE_SPLITS.get((class_table.name, split), len(source))
     if len(source) != expected:
         raise ValueError(

@@ -1,12 +1,12 @@
 """Images too large for the network, predicted in overlapping tiles.
 
-What holds, exactly. Where one tile covers the image, the prediction is the whole image's. With
-more tiles it is the whole image's to rounding if the sides of image and tiles are multiples of the
-network's stride, 16, the network sees its input at scale 1, has no global mean, and sees no
-further than a third of the overlap (so its field of view is at most two thirds of the overlap).
+If one tile covers the image, the prediction is the whole image's. With more tiles it is the whole
+image's up to rounding if all of these hold: the sides of image and tiles are multiples of the
+network's stride, 16; the input is at scale 1; the network has no global mean; and it sees no
+further than a third of the overlap, so that its field of view is at most two thirds of the overlap.
 RegSeg does have global means, in squeeze-and-excite, and sees 1,900 pixels to each side, so its
 tiles' predictions differ from the whole image's: choose tiles as large as memory allows.
-`tests/prediction/test_tiles.py` holds both.
+`tests/prediction/test_tiles.py` tests both.
 """
 
 import dataclasses

@@ -38,7 +38,7 @@ class VideoWriter:
 
     @contextlib.contextmanager
     def open_overlay(self, name: str, stream: Any) -> Iterator["_OverlayFile | None"]:
-        """The file of overlays, whole when the block ends well; None where none is wanted."""
+        """The file of overlays, complete if the block ends without error; None if not wanted."""
         if not self.drawing.overlays:
             yield None
             return

@@ -26,7 +26,7 @@ def draw_examples(sources: Mapping[str, Source], class_table: ClassTable) -> Ima
       class_table: the classes. Ignored pixels show the image alone.
 
     Returns:
-      An RGB picture; None where no example can be read.
+      An RGB picture; None if no example can be read.
     """
     tiles = []
     for i, (split, source) in enumerate(sources.items()):

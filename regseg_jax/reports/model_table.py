@@ -64,7 +64,7 @@ def count_rows(model: RegSeg, size: tuple[int, int]) -> tuple[Row, ...]:
                 shapes[path] = y.shape[1:]
         return y
 
-    # Defined here, for JAX would remember the trace of a function that it has met before.
+    # Defined here, because JAX would remember the trace of a function that it has met before.
     def init():
         return model.init(jax.random.key(0), jnp.zeros((1, *size, 3)), train=False)
 

@@ -84,7 +84,8 @@ def _load_file(path: str | os.PathLike, model: RegSeg) -> tuple[str, int, dict[s
     if problems := find_mismatches(file.arrays, model):
         raise ValueError(
             f"config.init_from: {path} does not hold weights of {model.variant.name}: "
-            f"{format_mismatches(problems)}; set config.model to the architecture that it was trained as"
+            f"{format_mismatches(problems)}; set config.model to the architecture that it was "
+            "trained as"
         )
     return f"config.init_from: {file.report}", num_classes, from_torch(file.arrays, model)
 

@@ -36,7 +36,7 @@ class Trained:
     Attributes:
       model: in its precision.
       variables: {"params", "batch_stats"}.
-      ema_variables: the same averaged over the steps, where the run has them.
+      ema_variables: the same averaged over the steps, if the run has them.
       class_table: the classes.
       label_values: the value of each training id in the label files of its data set.
       eval_config: how images are prepared and scored.

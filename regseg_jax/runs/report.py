@@ -111,7 +111,7 @@ class Report:
         Args:
           state: of the run.
           evaluation: with its weights.
-          averaged: with their average; None where there is none.
+          averaged: with their average; None if there is none.
         """
         self._add_scores(evaluation, self._run.eval_name)
         if averaged:

@@ -69,10 +69,10 @@ class Run:
       class_weights: of each training id in the loss; None: all count the same.
       sampler: the order of training.
       mesh: over which the batches are sharded.
-      model: in the run's precision; with dilation rates to search where the config says so.
+      model: in the run's precision; with dilation rates to search if the config says so.
       tx: the optimizer.
       learning_rate_fn: of the step's number.
-      rate_search: how dilation rates move; None where they are fixed.
+      rate_search: how dilation rates move; None if they are fixed.
       augment_fn: of a batch, on the device.
       conv_lowerings: measured choices for its convolutions; None: each platform's own.
       initial: weights of another run to start from; None: random ones.
@@ -245,7 +245,7 @@ class Run:
         )
 
     def create_precise_bn(self) -> PreciseBatchNorm:
-        """What replaces running statistics before an evaluation, where the config says so."""
+        """What replaces running statistics before an evaluation, if the config says so."""
         return PreciseBatchNorm(
             self.model,
             self.augment_fn,

@@ -82,7 +82,7 @@ def check_same_run(
     workdir: str | os.PathLike,
     ignored: tuple[str, ...] = MAY_CHANGE,
 ) -> None:
-    """Raises ValueError where two configs differ in a key that starts with none of `ignored`."""
+    """Raises ValueError if two configs differ in a key that starts with none of `ignored`."""
     old, new = _describe(saved), _describe(config)
     differences = [
         f"{key} was {old[key]!r} and is {new[key]!r}"

@@ -10,7 +10,7 @@ def require_packages(what: str, modules: Sequence[str], install: str | None = No
     Args:
       what: the feature that needs them, for the message.
       modules: to import.
-      install: what to install; None where the packages have the modules' names.
+      install: what to install; None if the packages have the modules' names.
     """
     for module in modules:
         try:

@@ -199,7 +199,7 @@ class Evaluator:
 
 
 def _image_mean_iou(label: np.ndarray, prediction: np.ndarray, class_table: ClassTable) -> float:
-    """Of one image; infinite, so never among the worst, where nothing is labelled."""
+    """Of one image; infinite if nothing is labelled, so that it is never among the worst."""
     n, scored = class_table.num_classes, label != IGNORE_LABEL
     cells = label[scored].astype(np.int64) * n + prediction[scored]
     mean_iou = compute_scores(np.bincount(cells, minlength=n * n).reshape(n, n)).mean_iou

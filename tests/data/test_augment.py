@@ -74,7 +74,7 @@ def _assert_as_pillow(image, label, size, start, flip, crop_size) -> float:
     equal = np.asarray(labels) == expected_labels
     if flip:
         equal = equal[:, ::-1]
-    # Where a pixel's centre lies on the border of two source pixels, Pillow's sums of rounded
+    # Where a pixel's centre is on the border of two source pixels, Pillow's sums of rounded
     # steps fall on either side.
     row_ties, column_ties = (
         (2 * (first + np.arange(length)) + 1) * side % (2 * resized) == 0

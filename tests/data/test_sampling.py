@@ -57,7 +57,7 @@ def test_whole_split_may_be_one_batch_but_no_less():
 
 
 def _centroids(counts: tuple[int, ...], num_examples: int) -> tuple[np.ndarray, ...]:
-    """For each class so many centroids, all at places of their own."""
+    """For each class this many centroids, all at different places."""
     rng = np.random.default_rng(0)
     tables, used = [], 0
     for count in counts:

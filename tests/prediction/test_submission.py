@@ -123,7 +123,9 @@ def test_a_split_of_a_runs_data_set(tmp_path):
         (path,) = predict_split(*arguments)
         assert path == tmp_path / "out" / "a.png"
         assert set(np.unique(np.asarray(Image.open(path)))) <= set(CAMVID.label_ids)
-        with pytest.raises(ValueError, match="not a prediction of this checkpoint with these options"):
+        with pytest.raises(
+            ValueError, match="not a prediction of this checkpoint with these options"
+        ):
             predict_split(*arguments, Options(flip=True))
 
         labels.save(tmp_path / "camvid/testannot/b.png")

@@ -70,7 +70,10 @@ def test_a_classifier_of_another_class_count_starts_from_scratch(folder, source)
     ("source", "message"),
     [
         ("run", rf"run is of {NAME}, this run is one of small_decoder14; set --config\.model="),
-        ("weights.pth", r"is no small_decoder14: \d+ differences .*; set config\.model"),
+        (
+            "weights.pth",
+            r"does not hold weights of small_decoder14: \d+ differences .*; set config\.model",
+        ),
     ],
 )
 def test_another_architecture_is_one_line(folder, source, message):

@@ -25,7 +25,7 @@ def find_files(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def list_images(folder: pathlib.Path) -> dict[str, pathlib.Path]:
-    """The image files of a folder by stem, sorted; raises ValueError where two have one stem."""
+    """The image files of a folder by stem, sorted; raises ValueError if two have one stem."""
     return _by_stem(find_files(folder), "{stem}")
 
 
@@ -78,7 +78,7 @@ def check_pairs(
 
 
 def _list_some(paths: Sequence[str]) -> str:
-    """Up to three of the paths in brackets, after a space; nothing where there are none."""
+    """Up to three of the paths in brackets, after a space; nothing if there are none."""
     if not paths:
         return ""
     return f" ({', '.join(sorted(paths)[:3])}{'...' if len(paths) > 3 else ''})"
@@ -133,7 +133,7 @@ def _tell_apart(
         stems = {unicodedata.normalize("NFC", path.stem) for path in paths}
 
         def is_image(path: pathlib.Path) -> bool:
-            # An image may be called like a label: gas_mask.jpg, beside gas_mask_mask.png.
+            # An image may be called like a label: gas_mask.jpg, next to gas_mask_mask.png.
             stem = match_stem(image_stem, path)
             has_label = stem is not None and label_stem.replace("{stem}", stem) in stems
             return has_label or match_stem(label_stem, path) is None

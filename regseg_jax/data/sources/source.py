@@ -37,7 +37,7 @@ class Source(Protocol):
     """Random access to examples, each a pure function of its index.
 
     Attributes:
-      image_sizes: height and width of every example; None where all are of one size.
+      image_sizes: height and width of every example; None if all are of one size.
     """
 
     image_sizes: tuple[tuple[int, int], ...] | None
@@ -64,7 +64,7 @@ class FolderSource:
       class_table: how raw label values become training ids.
       label_format: `ids` for one channel of raw label ids, `train_ids` for one of training ids,
         `colors` for RGB.
-      image_sizes: height and width of every image; None where all are of one size.
+      image_sizes: height and width of every image; None if all are of one size.
     """
 
     pairs: tuple[tuple[str, str | None], ...]
@@ -105,7 +105,7 @@ class FolderSource:
         return {"image": image, "label": label, "name": name}
 
     def load_raw_label(self, index: int) -> np.ndarray | None:
-        """The label as stored, see `labels.load_raw_label`; None where it is not public."""
+        """The label as stored, see `labels.load_raw_label`; None if it is not public."""
         label_path = self.pairs[index][1]
         return None if label_path is None else load_raw_label(label_path, self.label_format)
 
@@ -163,7 +163,7 @@ def load_camvid(data_dir: str | os.PathLike, split: str, class_table: ClassTable
             pairs = pair_files(root / split, label_dir, layout.label_stem)
             return FolderSource(pairs, class_table, layout.label_format)
     expected = " or ".join(
-        f"{split}/ beside {layout.label_folder.format(split=split)}/" for layout in _CAMVID_LAYOUTS
+        f"{split}/ next to {layout.label_folder.format(split=split)}/" for layout in _CAMVID_LAYOUTS
     )
     raise ValueError(
         f"{root} holds no CamVid {split} split: expected {expected}. "
