@@ -272,7 +272,7 @@ class Dataset:
 def name_evaluation(train_split: str, eval_split: str) -> str:
     """The evaluation's name in logs and metrics: `val`, or `val_trained_on`.
 
-    The latter where training saw images of the split, so that its scores say little of others.
+    The latter where training saw images of the split, so that its scores say little about others.
     """
     train_parts, eval_parts = (_PARTS.get(split, {split}) for split in (train_split, eval_split))
     return f"{eval_split}_trained_on" if train_parts & eval_parts else eval_split

@@ -10,7 +10,7 @@ it, load it by `LoweringTable.from_json` and trace under it:
         train_step(state, batch)
 
 The table is part of the key of `jax.jit`'s caches, so that a function is traced again under another
-one. Bit-identical restarts need the same table: a run keeps a copy of its own.
+one. Bit-identical restarts need the same table: a run keeps its own copy.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ LOWERINGS = (
 
 @dataclasses.dataclass(frozen=True)
 class ConvGeometry:
-    """All that a choice depends on, except the batch size and the dtype.
+    """What a choice depends on, except the batch size and the dtype.
 
     Attributes:
       kernel_size: 1 or 3.
@@ -73,7 +73,7 @@ class LoweringTable:
     """Choices by geometry, measured on one kind of device.
 
     Attributes:
-      device: where it was measured, for people to read.
+      device: the device it was measured on, for people to read.
       choices: (geometry, lowerings) pairs, each geometry once.
 
     Raises:

@@ -41,7 +41,7 @@ class Predictor:
       score_fn: scores the classes, see `steps.create_score_fn`.
       variables: of the model.
       tiling: how larger images are cut; None: only very large ones are.
-      can_tile: False where score_fn resizes images to one size, so that tiles make no sense.
+      can_tile: False if score_fn resizes images to one size, so that tiles make no sense.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Predictor:
           uint8[at least len(images), H, W], training ids: surplus rows are padding.
 
         Raises:
-          ValueError: if an image is too large for one piece and the run resizes its images.
+          ValueError: if an image is too large without tiles and the run resizes its images.
         """
         size = images[0].shape[:2]
         if tiling := self._get_tiling(size):
@@ -93,7 +93,7 @@ class Predictor:
         if tiling is None and size[0] * size[1] > _MAX_WHOLE_PIXELS:
             if not self._can_tile:
                 raise ValueError(
-                    f"an image of {size[0]} x {size[1]} pixels is too large for one piece, and the "
+                    f"an image of {size[0]} x {size[1]} pixels is too large without tiles, and the "
                     "run resizes its images (config.eval.image_size), so tiles cannot help; scale "
                     "it down"
                 )
@@ -142,7 +142,7 @@ def predict_all(
       predictor: of the images.
       write: called in threads with item, image and prediction; OSError, a full disk for instance,
         ends it all. Items of one size are written in order of their start.
-      failures: to be added to.
+      failures: gets those that fail.
       parallel: False: one item after the other, for images so large that memory holds few.
 
     Yields:

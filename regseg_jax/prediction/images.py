@@ -23,7 +23,7 @@ def predict_images(
       images: the files. One that cannot be read does not stop the rest.
       predictor: of the images.
       writer: of the predictions.
-      failures: to be added to.
+      failures: gets those that fail.
     """
     large = []
 

@@ -25,7 +25,7 @@ class Tiling:
     Attributes:
       height: of a tile, in pixels.
       width: of a tile.
-      overlap: of neighbours, at least; in its outer third a tile has no weight.
+      overlap: of neighbouring tiles, at least; in its outer third a tile has weight 0.
     """
 
     height: int = 2048
@@ -60,7 +60,7 @@ def parse_tiling(sides: Sequence[str] | None, overlap: int | None = None) -> Til
     """
     if not sides:
         if overlap is not None:
-            raise ValueError("--overlap is of tiles; add --tile=HEIGHT,WIDTH")
+            raise ValueError("--overlap needs tiles; add --tile=HEIGHT,WIDTH")
         return None
     try:
         height, width = map(int, sides)
@@ -72,12 +72,12 @@ def parse_tiling(sides: Sequence[str] | None, overlap: int | None = None) -> Til
 def predict_in_tiles(
     score_tile: Callable[[np.ndarray], np.ndarray], image: np.ndarray, tiling: Tiling
 ) -> np.ndarray:
-    """The class of each pixel, from scores that are blended where tiles overlap.
+    """The class of each pixel, from scores that are blended in the overlaps.
 
     Only the scores of one row of tiles are in memory.
 
     Args:
-      score_tile: uint8 [h, w, 3] to float [h, w, num_classes], the larger the likelier.
+      score_tile: uint8 [h, w, 3] to float [h, w, num_classes], higher for likelier classes.
       image: uint8 [H, W, 3].
       tiling: how it is cut.
 
@@ -115,7 +115,7 @@ def _place(length: int, tile: int, overlap: int) -> tuple[list[int], int]:
 
 
 def _weigh(start: int, tile: int, length: int, overlap: int) -> np.ndarray:
-    """The weight of each row or column of a tile: none near a seam, whole at the image's border."""
+    """The weight of each row or column of a tile: 0 near a seam, 1 at the image's border."""
     third = overlap / 3
     position = np.arange(tile) + 0.5
     weights = np.ones(tile, np.float32)

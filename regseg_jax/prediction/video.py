@@ -56,7 +56,7 @@ class VideoWriter:
     def draw(
         self, name: str, index: int, image: np.ndarray, prediction: np.ndarray
     ) -> np.ndarray | None:
-        """Writes the class map of a frame and returns its overlay, as far as they are wanted."""
+        """Writes the class map of a frame and returns its overlay, if they are wanted."""
         if self.drawing.class_maps:
             path = self.folder / name / f"{index:06d}.png"
             save_png(self.class_maps.encode(prediction), path)
@@ -85,15 +85,15 @@ def predict_video(
 ) -> None:
     """Predicts every frame, in batches, while others are decoded and encoded.
 
-    Frames keep their times; sound is not copied. Turned videos, as phones make them, are read
+    Frames keep their times; sound is not copied. Rotated videos, as from phones, are read
     upright.
 
     Args:
       video: the file.
       predictor: of the frames.
       writer: of the predictions.
-      failures: to be added to: the file if it cannot be read; else its broken frames, which are
-        left out.
+      failures: gets the file if it cannot be read, else its broken frames, which are left
+        out.
     """
     import av
 
@@ -168,7 +168,7 @@ def _read_frames(
 
 
 def _read_ahead(frames: Iterator[tuple]) -> Iterator[tuple]:
-    """The same, decoded in a thread: a frame needs those before it, so in one."""
+    """The same, decoded in a thread: in one, because a frame needs those before it."""
     end = object()
     taken = map_ahead(lambda it: next(it, end), itertools.repeat(frames), num_threads=1)
     yield from itertools.takewhile(lambda item: item is not end, taken)

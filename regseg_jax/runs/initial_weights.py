@@ -83,7 +83,7 @@ def _load_file(path: str | os.PathLike, model: RegSeg) -> tuple[str, int, dict[s
     model = model.clone(num_classes=num_classes)
     if problems := find_mismatches(file.arrays, model):
         raise ValueError(
-            f"config.init_from: {path} does not hold weights of {model.variant.name}: "
+            f"config.init_from: {path} does not fit {model.variant.name}: "
             f"{format_mismatches(problems)}; set config.model to the architecture that it was "
             "trained as"
         )

@@ -53,8 +53,9 @@ class Trained:
     def from_run(cls, run: TrainedRun) -> "Trained":
         """A run's best checkpoint.
 
-        Label files of colours have the label ids of the class table: those of CamVid's original
-        edition are SegNet's. Cityscapes always has its label ids, which its server and tools want.
+        Data sets whose labels are colours get the label ids of the class table; for CamVid's
+        original edition these are SegNet's. Cityscapes always gets its label ids, which its server
+        and tools want.
         """
         config, table = run.config, run.class_table
         has_train_ids = config.data.source == "folder" and config.folder.label_format == "train_ids"
@@ -79,7 +80,7 @@ class Options:
       ema: whether to use the averaged weights.
       flip: as `config.eval.flip`; None: the run's.
       scales: as `config.eval.scales`; None: the run's.
-      tiling: how larger images are cut; None: only those too large for one piece are.
+      tiling: how larger images are cut; None: only very large ones are.
       drawing: what is written; of a split always label ids alone.
       train_ids: whether class maps hold training ids, not the values of label files.
     """
@@ -109,7 +110,7 @@ class Options:
         return dataclasses.replace(config, flip=flip, scales=self.scales or config.scales)
 
     def compute_fingerprint(self, trained: Trained) -> str:
-        """What tells predictions of one split apart."""
+        """Identifies the weights and options that a prediction was made with."""
         config = self.apply(trained.eval_config)
         fingerprint = compute_fingerprint(self.choose_variables(trained))
         fingerprint += f" flip={config.flip} scales={tuple(config.scales)}"

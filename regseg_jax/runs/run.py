@@ -238,14 +238,14 @@ class Run:
         )
 
     def create_evaluator(self) -> Evaluator:
-        """What scores the evaluation split."""
+        """Scores the evaluation split."""
         config = self.config
         return Evaluator.create(
             self.model, self.eval_source, self.class_table, config.eval, config.data.num_workers
         )
 
     def create_precise_bn(self) -> PreciseBatchNorm:
-        """What replaces running statistics before an evaluation, if the config says so."""
+        """Replaces running statistics before an evaluation, if the config says so."""
         return PreciseBatchNorm(
             self.model,
             self.augment_fn,

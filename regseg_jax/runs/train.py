@@ -1,4 +1,4 @@
-"""train(config, workdir): a whole run, from top to bottom."""
+"""train(config, workdir): a whole training run."""
 
 import contextlib
 import os

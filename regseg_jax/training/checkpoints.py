@@ -20,15 +20,15 @@ _METRIC = "mean_iou"
 
 
 class MismatchError(ValueError):
-    """A checkpoint of another model or precision."""
+    """The checkpoint is of another model or precision."""
 
 
 class CheckpointManager:
     """The checkpoints of a run: the two newest and the best by mean IoU are kept.
 
-    A checkpoint is written to a temporary folder and renamed when it is complete, so a run killed
-    while saving leaves the one before. The input needs no state of its own: its position is
-    the step's number (see `data.sampling`), which is in the checkpoint.
+    A checkpoint is written to a temporary folder and renamed when it is complete, so a run that is
+    killed while saving still has the one before. The input needs no state of its own: its
+    position is the step's number (see `data.sampling`), which is in the checkpoint.
     """
 
     def __init__(self, workdir: str | os.PathLike, *, read_only: bool = False):

@@ -61,7 +61,7 @@ class EvalConfig:
 
 
 def create_preprocess_fn(config: EvalConfig) -> Callable[[jax.Array], jax.Array]:
-    """What turns whole images uint8[B, H, W, 3] into the model's input f32[B, h, w, 3]."""
+    """A function of whole images uint8[B, H, W, 3] to the model's input f32[B, h, w, 3]."""
 
     def preprocess(images: jax.Array) -> jax.Array:
         return resize_and_normalize(images, config.image_size or images.shape[1:3])
@@ -70,7 +70,7 @@ def create_preprocess_fn(config: EvalConfig) -> Callable[[jax.Array], jax.Array]
 
 
 def create_image_score_fn(model: RegSeg, config: EvalConfig) -> ScoreFn:
-    """What scores the classes of whole images, see `steps.create_score_fn`."""
+    """A function that scores the classes of whole images, see `steps.create_score_fn`."""
     return create_score_fn(
         model, create_preprocess_fn(config), scales=config.scales, flip=config.flip
     )
@@ -172,7 +172,7 @@ class Evaluator:
     def _predict_batches(
         self, variables: dict[str, Any]
     ) -> Iterator[tuple[Batch, jax.Array, ConfusionMatrix]]:
-        """Yields each batch with its results, one batch behind the device, which never idles."""
+        """Yields each batch with its results, one batch behind the device, to keep that busy."""
         plan = EvalPlan.create(self.source, self.config.batch_size, self.config.size_multiple)
         shard = ProcessShard(jax.process_index(), jax.process_count())
         previous = None

@@ -51,7 +51,7 @@ class ConfusionMatrix(metrics.Metric):
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """What a confusion matrix says.
+    """The scores of a confusion matrix.
 
     Attributes:
       confusion_matrix: i64[num_classes, num_classes], [label, prediction].

@@ -29,7 +29,7 @@ def _exponential(progress: jax.Array, power: float) -> jax.Array:
     return 0.01**progress
 
 
-# The decay's factor of the progress, steps taken / steps in all, in [0, 1].
+# The decay's factor as a function of the progress, steps taken / all steps, in [0, 1].
 DECAYS = {"poly": _poly, "cosine": _cosine, "step": _step, "exponential": _exponential}
 
 
@@ -90,7 +90,7 @@ def create_learning_rate_fn(
 
 
 def decay_mask(params: Any) -> Any:
-    """True for what weight decay acts on: all but batch norm's scale and bias."""
+    """True where weight decay applies: everywhere except batch norm's scale and bias."""
 
     def decays(path: tuple, _: Any) -> bool:
         *_, module, leaf = (key.key for key in path)

@@ -59,7 +59,7 @@ def single_device_mesh() -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """A whole copy on each device."""
+    """A full copy on each device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
@@ -89,7 +89,7 @@ def is_main_process() -> bool:
 
 @contextlib.contextmanager
 def main_process_first() -> Iterator[None]:
-    """The other processes enter when the main one has left: they find the files that it made."""
+    """The other processes enter after the main one has left, and find the files that it made."""
     if not is_main_process():
         multihost_utils.sync_global_devices("main process first")
     try:

@@ -55,7 +55,7 @@ def create_train_step(
 
     Args:
       model: its dtype is the precision of the forward and backward passes.
-      tx: its `update` is given the step's number as `step`.
+      tx: its `update` gets the step's number as `step`.
       learning_rate_fn: tx's, for the metric.
       loss_fn: (logits [b, h / s, w / s, num_classes] of the decoder's stride s, labels
         i32[b, h, w], axis_name=) -> f32[], of the global batch that the axis's devices hold.
@@ -64,7 +64,7 @@ def create_train_step(
       rng: of the run; each step folds in its number.
       mesh: the devices that batches are split over, along the axis `BATCH_AXIS`.
       ema_decay: of the average of the weights and statistics, where the state holds one; after
-        t steps at most (1 + t) / (10 + t), so that it soon forgets where it started.
+        t steps at most (1 + t) / (10 + t), so that its start soon stops mattering.
       batch_norm_per_device: whether batch norm's statistics are those of each device's images,
         not those of the global batch, which saves a sum over devices per layer. The running
         statistics are the mean over devices.
@@ -162,7 +162,7 @@ def create_score_fn(
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
 ) -> ScoreFn:
-    """Builds what scores the classes of whole images.
+    """Builds the function that scores the classes of whole images.
 
     Args:
       model: of the run.

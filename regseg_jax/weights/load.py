@@ -31,7 +31,7 @@ class LoadedWeights:
       variables: {"params", "batch_stats"}, f32 arrays of numpy.
       class_table: the classes, in the order of the logits.
       image_size: height and width that images are resized to first; (): left as they are.
-      report: one line for the user: what was read, and what the file does not say and was assumed.
+      report: one line for the user: what was read, and what was assumed.
     """
 
     variant: Variant
@@ -61,7 +61,7 @@ class WeightsFile:
 
 
 def load_weights(path_or_name: str | os.PathLike, model_name: str | None = None) -> LoadedWeights:
-    """Reads weights to predict with: `predict --weights=FILE`.
+    """Reads weights to predict with, as `predict --weights=FILE` does.
 
     Args:
       path_or_name: a file by `regseg_jax.export --format=safetensors` or `torch`, a file of another
@@ -103,7 +103,7 @@ def _find_variant(path: pathlib.Path, file: WeightsFile, model_name: str | None)
     if len(names) > 1:
         raise ValueError(
             f"{path} does not say its variant, and {', '.join(names)} have its shapes: they "
-            "differ in dilation rates only; say which it is by --model=NAME"
+            "differ in dilation rates only; pass --model=NAME"
         )
     return get_variant(names[0])
 

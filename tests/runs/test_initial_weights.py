@@ -72,7 +72,7 @@ def test_a_classifier_of_another_class_count_starts_from_scratch(folder, source)
         ("run", rf"run is of {NAME}, this run is one of small_decoder14; set --config\.model="),
         (
             "weights.pth",
-            r"does not hold weights of small_decoder14: \d+ differences .*; set config\.model",
+            r"does not fit small_decoder14: \d+ differences .*; set config\.model",
         ),
     ],
 )
