@@ -76,7 +76,7 @@ def test_it_goes_on_where_it_stopped(tmp_path):
 
 def test_predictions_of_another_checkpoint_are_not_mixed_in(tmp_path):
     _write(Streets(2), tmp_path, "a1")
-    with pytest.raises(ValueError, match=r"000019_leftImg8bit\.png is there .*another --output"):
+    with pytest.raises(ValueError, match=r"000019_leftImg8bit\.png exists .*another --output"):
         _write(Streets(2), tmp_path, "b2")
 
 
