@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
     # Where the files are, inside data_dir.
     config.folder.image_dir = "{split}/images"
     config.folder.label_dir = "{split}/labels"
-    config.folder.label_format = "ids"  # a number a pixel; "colors": an RGB colour a pixel
+    config.folder.label_format = "ids"  # one number per pixel; "colors": one RGB colour per pixel
     # Training id (from 0, no gap), name, colour in pictures, value in the label files.
     config.folder.classes = (
         (0, "ground", (90, 90, 90), 0),

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains on one machine with a process a GPU. (One process drives all GPUs of a machine as well:
+# Trains on one machine with one process per GPU. (One process drives all GPUs of a machine as well:
 # then no script is needed. Separate processes decode images in parallel without sharing a GIL.)
 #
 #   launch/local.sh 4 --config=configs/camvid_scratch.py --workdir=RUN --config.data.data_dir=DIR

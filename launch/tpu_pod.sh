@@ -8,6 +8,7 @@
 # The data has to be on every host at the same path. The workdir has to be on a shared mount. The
 # hosts need Python 3.11 to 3.13; set PYTHON where theirs is not called python3. What is not
 # committed is not copied. Batches, config.eval.batch_size too, have to divide over all chips.
+# This script was never run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -2,7 +2,7 @@
 
 A recipe of `configs/` changes some of the keys of `create_default_config()`, and the command line
 changes more of them. `parse_config` then makes the typed `Config`; each section checks its own
-values and stands beside the code that reads it.
+values and is next to the code that reads it.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ class Config:
     conv_lowerings: str = ""  # a table of benchmark.convolutions --tune; "": each platform's own
     ema_decay: float = 0.0  # above 0: weights averaged over the steps are evaluated as well
     log_every_steps: int = 10
-    checkpoint_every_steps: int = 1000  # beside the one after each evaluation
+    checkpoint_every_steps: int = 1000  # in addition to the one after each evaluation
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     folder: FolderConfig = dataclasses.field(default_factory=FolderConfig)
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)

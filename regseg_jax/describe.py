@@ -45,7 +45,7 @@ def describe_model(model: RegSeg, size: tuple[int, int], output: str | Path | No
 def describe_data(config: ConfigDict, output: str | Path) -> None:
     """Decodes every example of the training and evaluation splits and says what they hold.
 
-    Prints the table; writes `data.json` and, where an example can be read, `data.png`.
+    Prints the table; writes `data.json` and, if an example can be read, `data.png`.
 
     Raises:
       ValueError: after all of that, if something is wrong with a file or a split is missing.
@@ -78,8 +78,8 @@ def main(argv: Sequence[str]) -> None:
     """Describes what the flags name.
 
     Raises:
-      ValueError: if there is no such model, the data set has a fault, or for a bad size or
-        argument.
+      ValueError: if there is no such model, the data set has a fault, or a size or argument is
+        bad.
     """
     values = flags.FLAGS
     if argv:

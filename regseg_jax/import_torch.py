@@ -5,8 +5,8 @@ The run can be evaluated, fine-tuned and exported.
 python -m regseg_jax.import_torch --input=FILE.pth --model=exp48_decoder26 --num_classes=19 \
     --workdir=RUN [--config=configs/camvid.py]
 
-The run's config is --config's, or the defaults with the data set of that many classes. Training
-with the same config in the same workdir fine-tunes the weights.
+The run's config is that of --config, or the defaults with the data set of that many classes.
+Training with the same config in the same workdir fine-tunes the weights.
 """
 
 import dataclasses
@@ -43,15 +43,15 @@ def import_torch(
 
     Args:
       path: a PyTorch or safetensors file of the author's names, see `weights.load`.
-      model_name: the variant that it is of, or an alias.
+      model_name: the variant that the weights are of, or an alias.
       num_classes: the classes that it was trained with.
       workdir: the run's folder; new or empty. Written atomically.
-      config: the run's, but for its model; None: the defaults.
+      config: the run's, except for its model; None: the defaults.
 
     Raises:
       OSError: if the file cannot be read.
-      ValueError: if it is no file of weights of this model and these classes, if no data set has
-        so many classes, or if workdir is in use.
+      ValueError: if the file does not hold weights of this model and these classes, if no data set
+        has this many classes, or if workdir is in use.
     """
     _check_unused(workdir)
     run_config = _create_run_config(config, model_name, num_classes)
@@ -89,7 +89,7 @@ def _check_unused(workdir: str | os.PathLike) -> None:
 
 
 def _create_run_config(config: ConfigDict | None, model_name: str, num_classes: int) -> Config:
-    """The config with this model; without one the defaults, for data of so many classes."""
+    """The config with this model; without one the defaults, for data of this many classes."""
     if config is None:
         sources = {name: table.num_classes for name, table in CLASS_TABLES.items() if table}
         source = next((name for name, count in sources.items() if count == num_classes), None)

@@ -1,6 +1,6 @@
 """The Cityscapes recipe for 30 steps: `python cityscapes_run.py WORKDIR DATA_DIR`.
 
-It is configs/cityscapes.py but for a small model, float32 and batches of 2, which a CPU can run:
+It is configs/cityscapes.py except for a small model, float32 and batches of 2, which a CPU can run:
 sizes, crops and class-uniform sampling are the recipe's.
 """
 

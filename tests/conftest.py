@@ -1,4 +1,4 @@
-"""Shared by all tests: simulated devices, a compilation cache, optional fixtures, a small model."""
+"""What all tests use: simulated devices, a compilation cache, optional fixtures, a small model."""
 
 import os
 import pathlib
@@ -10,7 +10,7 @@ os.environ["XLA_FLAGS"] = (
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # The same operations, compiled in half the time; "0" tests what users run.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-# PyTorch's threads beside JAX's on few cores wait for each other for seconds.
+# PyTorch's threads and JAX's on few cores wait for each other for seconds.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = pathlib.Path(__file__).parents[1]
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))

@@ -41,7 +41,7 @@ def small_backbone(name: str = "small", stages: Stages = _STAGES) -> Iterator[No
 
 
 def create_weights(num_classes: int = NUM_CLASSES, name: str = NAME) -> dict[str, torch.Tensor]:
-    """Random weights, batch norms that are no identities, and a count of 5 batches."""
+    """Random weights, batch norms that are not identities, and a count of 5 batches."""
     generator = torch.Generator().manual_seed(0)
     weights = torch_model.create_torch_model(name, num_classes).state_dict()
     for key, tensor in weights.items():

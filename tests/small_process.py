@@ -17,7 +17,7 @@ NUM_STEPS = 12  # of a run without overrides
 
 
 def start_script(script: str, *arguments: object, **variables: str) -> subprocess.Popen:
-    """A Python script of this folder, with these variables beside those of the environment."""
+    """A Python script of this folder, with these variables added to the environment."""
     # One device and one thread (small_run.py also keeps to one core): with more threads, XLA's
     # sums on a busy CPU were seen to round differently from one start to the next.
     flags = "--xla_cpu_multi_thread_eigen=false"

@@ -1,6 +1,6 @@
 """A run small enough to be started many times: `python small_run.py WORKDIR [KEY=VALUE ...]`.
 
-It is the training command on the embedded data set, but for the small backbones that are put
+It is the training command on the embedded data set, except for the small backbones that are put
 into the table here.
 """
 

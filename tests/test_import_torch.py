@@ -135,7 +135,7 @@ def _write_nan(path: pathlib.Path) -> None:
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (_write_text, "no PyTorch file.* write it with torch.save"),
+        (_write_text, "not a PyTorch file.* write it with torch.save"),
         (_write_code, "could run code.* save the state dict alone"),
         (
             _write_other_architecture,

@@ -77,7 +77,7 @@ def test_training_step_in_float64(name):
     # The names of gradients and statistics are PyTorch's.
     arrays = to_torch({"params": gradients, "batch_stats": batch_stats})
     norms = [np.linalg.norm(arrays[key]) for key in expected["param_names"]]
-    # Where the batch's statistics cancel a parameter, its gradient is 0 but for rounding.
+    # Where the batch's statistics cancel a parameter, its gradient is 0 up to rounding.
     np.testing.assert_allclose(norms, expected["grad_norms"], rtol=1e-6, atol=1e-12)
     sums = [arrays[key].sum() for key in expected["bn_names"]]
     np.testing.assert_allclose(sums, expected["bn_sums_after_step"], rtol=1e-6, atol=1e-9)

@@ -1,4 +1,4 @@
-"""Times inference or the training step in JAX beside PyTorch, in turns within one run.
+"""Times inference or the training step in JAX and PyTorch, in turns within one run.
 
 python -m regseg_jax.benchmark --backends=jax,torch --mode=inference --size=512,1024
 

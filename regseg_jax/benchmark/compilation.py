@@ -163,7 +163,7 @@ def find_largest_batch(
     meets the limit, between those that are known; it is the middle where the compiler gave up.
 
     Args:
-      count_memory: bytes that a batch needs; None where the compiler finds no way to fit it.
+      count_memory: bytes that a batch needs; None if the compiler finds no way to fit it.
       limit: bytes that there are.
       first: the batch to begin with.
       max_compilations: calls of count_memory.

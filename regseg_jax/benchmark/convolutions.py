@@ -62,7 +62,7 @@ class Record:
 
     @property
     def fastest(self) -> str | None:
-        """The lowering of the smallest median; None where all failed."""
+        """The lowering of the smallest median; None if all failed."""
         medians = {
             name: statistics.median(timing.seconds)
             for name, timing in self.timings.items()
@@ -89,7 +89,7 @@ def list_convs(model: RegSeg, size: tuple[int, int]) -> list[ConvGeometry]:
             found[ConvGeometry(*sizes, groups, channels, conv.features, height, width)] = None
         return next_call(*args, **kwargs)
 
-    # Defined here, for JAX would remember the trace of a function that it has met before.
+    # Defined here, because JAX would remember the trace of a function that it has met before.
     def init():
         return model.init(jax.random.key(0), jnp.zeros((1, *size, 3)), train=False)
 

@@ -1,4 +1,4 @@
-"""What the benchmarks share: the command, its flags, timing in turns, and the compiler's plan."""
+"""What all benchmarks need: the command, its flags, timing in turns, and the compiler's plan."""
 
 import functools
 import time
@@ -61,7 +61,7 @@ class Timing(NamedTuple):
 
     Attributes:
       seconds: of each timed run.
-      error: the reason, where a run failed.
+      error: the reason, if a run failed.
     """
 
     seconds: list[float]
@@ -100,7 +100,7 @@ def time_in_turns(
 
 
 def plan_memory(compiled: jax.stages.Compiled) -> dict[str, int] | None:
-    """Bytes on a device by the compiler's plan; None where it tells nothing.
+    """Bytes on a device by the compiler's plan; None if it tells nothing.
 
     Returns:
       `arguments`, `output`, `temporary`, `reused` (arguments that become outputs), and `total`.

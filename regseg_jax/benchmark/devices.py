@@ -113,7 +113,7 @@ ACCELERATORS = (
 
 
 def find_peak(device_kind: str, precision: str) -> float | None:
-    """The TFLOP/s that a device can do at most; None where the data sheets here do not tell."""
+    """The TFLOP/s that a device can do at most; None if the data sheets here do not tell."""
     for accelerator in ACCELERATORS:
         if re.search(accelerator.pattern, device_kind):
             return accelerator.peaks.get(precision)

@@ -19,7 +19,7 @@ COLLECTIVES = (
     *("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all"),
     "collective-broadcast",
 )
-# What is no kernel: names for data, and the ends of what was started.
+# Not kernels: names for data, and the ends of what was started.
 _FREE = (
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"),
     *("partition-id", "replica-id", "opt-barrier", "copy-done", "async-done", "async-update"),
@@ -140,7 +140,7 @@ class Cost:
     cycles: int = 0
 
     def add(self, other: "Cost", times: int = 1) -> None:
-        """Adds what another does so many times."""
+        """Adds another program's counts, times a factor."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name) + times * getattr(other, field.name)
             setattr(self, field.name, value)
@@ -188,7 +188,7 @@ class _Counter:
         self.collectives = collections.defaultdict(lambda: (0, 0))
 
     def visit(self, name: str, times: int) -> None:
-        """Adds a computation that runs so many times, and those that it calls."""
+        """Adds a computation that runs this many times, and those that it calls."""
         computation = self.computations[name]
         for instruction in computation.values():
             kind = instruction.opcode.removesuffix("-done").removesuffix("-start")

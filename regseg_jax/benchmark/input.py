@@ -5,9 +5,9 @@ python -m regseg_jax.benchmark.input --config=configs/cityscapes.py --config.dat
 The author's way does all of augmentation on the host, in Pillow: decode, resize, crop, flip,
 RandAugment, pad, and normalise in float32. Here the host only decodes, or reads what was decoded
 once. All are timed in one thread of one process, in seconds of CPU time, so that a busy machine
-does not change the figures: images a CPU second are images a second and core. From them follow the
-cores that feed accelerators whose training step takes --step_ms; then the whole pipeline is timed,
-in seconds on the clock, at each number of --workers.
+does not change the figures: images per CPU second are images per second and core. From them follow
+the cores that feed accelerators whose training step takes --step_ms. Then the whole pipeline is
+timed, in seconds on the clock, at each number of --workers.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from regseg_jax.benchmark.pillow_augment import load_with_pillow
 from regseg_jax.config import parse_config
 from regseg_jax.data.augment import AugmentConfig
 from regseg_jax.data.cache import load_cached
-from regseg_jax.data.pipeline import ProcessShare, create_train_iterator
+from regseg_jax.data.pipeline import ProcessShard, create_train_iterator
 from regseg_jax.data.sampling import ShuffledEpochs
 from regseg_jax.data.sources.source import FolderSource, Source
 from regseg_jax.reports.tables import format_table
@@ -67,21 +67,21 @@ def count_cores(rate: float, images_per_step: int, step_ms: float) -> list[int]:
     """The cores that feed each number of `_ACCELERATORS`.
 
     Args:
-      rate: images a second of one core.
+      rate: images per second of one core.
       images_per_step: of one accelerator.
       step_ms: milliseconds of a training step.
     """
-    wanted = 1e3 * images_per_step / step_ms  # images a second and accelerator
+    wanted = 1e3 * images_per_step / step_ms  # images per second and accelerator
     return [math.ceil(accelerators * wanted / rate) for accelerators in _ACCELERATORS]
 
 
 def measure_pipeline(source: Source, batch_size: int, num_workers: int, num_images: int) -> float:
-    """Images a second on the clock that the training input yields, the first batch not counted."""
+    """Images per second that the training input yields, without the first batch."""
     num_batches = 1 + math.ceil(num_images / batch_size)
     with create_train_iterator(
         source,
         ShuffledEpochs(len(source), batch_size, seed=0),
-        ProcessShare(0, 1),
+        ProcessShard(0, 1),
         start_step=0,
         num_steps=num_batches,
         num_workers=num_workers,
@@ -97,7 +97,7 @@ def parse_workers(texts: Sequence[str]) -> list[int]:
     """Reads --workers.
 
     Raises:
-      ValueError: if one is no whole number of at least 0.
+      ValueError: if one is not an integer of at least 0.
     """
     if not all(text.isdecimal() for text in texts):
         raise ValueError(f"--workers is {','.join(texts)}; give whole numbers, as 0,1,2")
@@ -110,8 +110,8 @@ def measure(values: flags.FlagValues) -> dict[str, Any]:
     source = create_dataset(config).create_source(config.data.train_split)
     if not isinstance(source, FolderSource):
         raise ValueError(
-            f"config.data.source is {config.data.source!r}, which is no folder of image files; use "
-            "camvid, cityscapes or folder"
+            f"config.data.source is {config.data.source!r}, which is not a folder of image "
+            "files; use camvid, cityscapes or folder"
         )
     rates = compare_ways(source, config.augment, values.num_images)
     images_per_step = values.images_per_step or config.global_batch_size

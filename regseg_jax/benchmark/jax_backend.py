@@ -62,7 +62,7 @@ def prepare_training(
 ) -> Prepared:
     """Compiles the training step of workload.model with any optimizer, from these weights."""
     model = workload.model
-    # Copies, for the step is given its state's memory.
+    # Copies: the step donates its state's memory.
     state = start_from(model, tx, jax.tree.map(jnp.array, variables))
     if state.dynamic_scale:
         state = state.replace(dynamic_scale=DynamicScale(scale=jnp.float32(LOSS_SCALE)))

@@ -1,6 +1,6 @@
 """The recipe's augmentation on the host, in Pillow, as the author's code has it.
 
-The benchmark of the input times it beside what the host does here. It is the same function of the
+The benchmark of the input times it next to what the host does here. It is the same function of the
 same crop parameters as `data.augment`, see tests/benchmark/test_pillow_augment.py.
 """
 
@@ -40,7 +40,7 @@ class Crop(NamedTuple):
 
 
 def draw_crop(image_size: tuple[int, int], config: AugmentConfig, rng: np.random.Generator) -> Crop:
-    """Draws what `data.augment` draws, of the same distribution, for an image (height, width)."""
+    """Draws what `data.augment` draws, from the same distribution; for an image (height, width)."""
     shorter = int(rng.integers(config.min_shorter_side, config.max_shorter_side + 1))
     size = tuple(shorter * side // min(image_size) for side in image_size)
     slack = [side - length for side, length in zip(size, config.crop_size, strict=True)]

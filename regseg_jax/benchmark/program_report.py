@@ -18,7 +18,7 @@ def describe_cost(cost: Cost, target: Target, precision: str) -> dict[str, Any]:
     """A part's counts with the least time that they take on the target, as plain data.
 
     Returns:
-      kernels, bytes, flops; bandwidth_ms and peak_ms (None where the peak is not known), and
+      kernels, bytes, flops; bandwidth_ms and peak_ms (None if the peak is not known), and
       which `bound` holds; on TPUs cycles and cycles_ms.
     """
     peak = target.get_peak(precision)

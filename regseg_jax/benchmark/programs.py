@@ -50,7 +50,7 @@ class Compiler:
 
     Attributes:
       config, mode, target, image_size: see `compile_program`.
-      memory: of a device, by images on a device; None where the compiler could not fit it.
+      memory: of a device, by images on a device; None if the compiler could not fit it.
       first_text: the HLO of the first program that compiled.
       seconds: that compiling took, each time.
     """
@@ -64,9 +64,9 @@ class Compiler:
     seconds: list[float] = dataclasses.field(default_factory=list)
 
     def count_memory(self, images: int) -> int | None:
-        """Bytes on a device at so many images a device."""
+        """Bytes on a device with this many images on each."""
         batch_size, start = images * len(self.target.devices), time.perf_counter()
-        print(f"compiling for {self.target.name}, {images} images a device ...", flush=True)
+        print(f"compiling for {self.target.name}, {images} images per device ...", flush=True)
         try:
             compiled = compile_program(
                 self.config, self.mode, self.target, batch_size, self.image_size
@@ -85,7 +85,7 @@ class Compiler:
 
 
 def describe(compiler: Compiler, images: int, max_compilations: int) -> dict[str, Any]:
-    """Compiles at so many images a device, and others to find how many fit.
+    """Compiles for this many images per device, and for others to find how many fit.
 
     Returns:
       Everything but the environment, as plain data.
@@ -166,7 +166,7 @@ def main(argv: list[str]) -> None:
     values = flags.FLAGS
     output = pathlib.Path(values.output)
     check_new(output / "program.json")
-    jax.config.update("jax_platforms", "cpu")  # the devices are elsewhere; whatever is here rests
+    jax.config.update("jax_platforms", "cpu")  # the devices are elsewhere; none here is used
     jax.config.update("jax_enable_compilation_cache", False)
     config = parse_config(values.config)
     image_size = (
@@ -180,7 +180,7 @@ def main(argv: list[str]) -> None:
     with replacing(output / "hlo.txt") as partial:
         partial.write_text(compiler.first_text)
     title = f"{config.model}, {config.precision}, {values.mode}, {target.name}"
-    title += f", {result['images_per_device']} images a device"
+    title += f", {result['images_per_device']} images per device"
     save_png(draw_program(result, title), output / "program.png")
     write_json(output / "program.json", {"environment": describe_environment(), **result})
     print(f"wrote program.json, program.png and hlo.txt into {output}")

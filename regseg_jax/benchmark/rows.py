@@ -19,7 +19,7 @@ from regseg_jax.reports.tables import format_table
 from regseg_jax.runtime.timing import check_difference, describe_error
 
 BACKENDS = ("jax", "torch")
-# Header, key of the results and format of each column after backend, precision and form.
+# Header, key of the results and format of each column after backend, precision and variant.
 _COLUMNS = (
     ("compile s", "compile_seconds", ".1f"),
     ("median ms", "median_ms", ".2f"),
@@ -41,7 +41,7 @@ class Row:
     Attributes:
       backend: one of `BACKENDS`.
       precision: a key of `PRECISIONS`.
-      form: `plain`, or what speeds PyTorch up.
+      form: the runtime variant: `plain`, or what speeds PyTorch up.
       prepare: compiles it and computes once; gives a `Prepared`.
       results: plain data; `error`, the reason, where the row could not be timed.
     """
@@ -68,7 +68,7 @@ def create_rows(
       backends: of `BACKENDS`.
       precisions: keys of `PRECISIONS`.
       torch_model: a PyTorch model of workload.model's variant, whose weights both backends take;
-        None where there is no `torch` among the backends. JAX then draws weights of its own.
+        None if there is no `torch` among the backends. JAX then draws weights of its own.
     """
     if torch_model is None:
         init = jax.jit(functools.partial(workload.model.init, train=False))
@@ -158,11 +158,11 @@ def _add_timing(row: Row, timing: Timing, workload: Workload, baseline: float | 
 
 def format_rows(rows: Sequence[Row]) -> str:
     """The table; the reasons of the rows that failed are below it."""
-    headers = ("backend", "precision", "form", *(header for header, _, _ in _COLUMNS))
+    headers = ("backend", "precision", "runtime variant", *(header for header, _, _ in _COLUMNS))
     table = []
     for row in rows:
-        values = ((row.results.get(key), form) for _, key, form in _COLUMNS)
-        cells = ("" if value is None else format(value, form) for value, form in values)
+        values = ((row.results.get(key), spec) for _, key, spec in _COLUMNS)
+        cells = ("" if value is None else format(value, spec) for value, spec in values)
         table.append((row.backend, row.precision, row.form, *cells))
     reasons = [
         f"not timed: {row.name}: {row.results['error']}" for row in rows if "error" in row.results

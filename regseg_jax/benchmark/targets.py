@@ -60,7 +60,7 @@ class Target:
         return int(fraction * self.accelerator.memory_bytes)
 
     def get_peak(self, precision: str) -> float | None:
-        """FLOP/s of a device; None where the data sheets do not tell."""
+        """FLOP/s of a device; None if the data sheets do not tell."""
         peak = self.accelerator.peaks.get(precision)
         return None if peak is None else 1e12 * peak / self._devices_per_chip
 
@@ -99,7 +99,7 @@ def _create_gpus(name: str, accelerator: Accelerator, count: str) -> Target:
 
 
 def format_gpu(accelerator: Accelerator) -> str:
-    """A GPU's figures as XLA's `GpuTargetConfigProto`, in protobuf's text form."""
+    """A GPU's figures as XLA's `GpuTargetConfigProto`, in protobuf's text format."""
     units = accelerator.units
     shared = units.shared_kib * 1024
     has_reserve = units.capability >= (8, 0)

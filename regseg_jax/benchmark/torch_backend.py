@@ -22,7 +22,7 @@ def prepare_torch(
     Args:
       workload: what to compute.
       torch_model: the PyTorch model of the same weights, on the CPU; it stays as it is.
-      form: a `torch_forms.Form`.
+      form: a runtime variant.
       precision: a key of `PRECISIONS`.
       device: PyTorch's name of it.
     """
@@ -64,7 +64,7 @@ def get_torch_device(backends: Sequence[str]) -> str:
 
 
 def get_torch_forms(mode: str, precision: str, device: str) -> Sequence[torch_forms.Form]:
-    """The rows of a precision; on the CPU the plain one alone, for the others are for GPUs."""
+    """The rows of a precision; on the CPU the plain one alone, because the others are for GPUs."""
     if mode == "train":
         forms = torch_forms.TRAINING_FORMS
     else:

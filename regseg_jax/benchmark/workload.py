@@ -18,7 +18,7 @@ TOLERANCES = {
 }
 NUM_LOSSES = 3
 LEARNING_RATE = 0.05
-# A start at which no step overflows, for a skipped one has nothing to compare.
+# A loss scale at which no step overflows: a skipped step has nothing to compare.
 LOSS_SCALE = 2.0**10
 
 
@@ -64,7 +64,7 @@ class Prepared:
       output: float32 logits [B, H, W, num_classes] of the first run, or the losses of the first
         three training steps, which depend on two updates.
       compile_seconds: JAX's compilation; PyTorch's first run.
-      memory_bytes: the peak; None where it is not known.
+      memory_bytes: the peak; None if it is not known.
     """
 
     run: Callable[[], Any]

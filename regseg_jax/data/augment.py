@@ -47,7 +47,7 @@ class AugmentConfig:
 
 
 class Placement(NamedTuple):
-    """Where the resized image lies on the crop.
+    """Where the resized image is on the crop.
 
     Attributes:
       size: i32[2], height and width that the image is resized to.
@@ -69,9 +69,9 @@ def draw_placement(
 ) -> Placement:
     """Draws scale, position and flip of one image.
 
-    Where the resized image is larger than the crop, the crop lies uniformly inside it, or, with a
+    If the resized image is larger than the crop, the crop is placed uniformly inside it, or, with a
     centroid, uniformly such that it holds the centroid and is then moved inside the image; where
-    it is smaller, it lies uniformly inside the crop and the rest is padding.
+    it is smaller, it is placed uniformly inside the crop and the rest is padding.
 
     Args:
       rng: a PRNG key.
@@ -111,10 +111,10 @@ def apply_placement(
     Args:
       image: uint8[H, W, 3].
       label: uint8[H, W].
-      placement: where the resized image lies.
+      placement: where the resized image is.
       crop_size: height and width of the result.
       image_size: i32[2], the image's true height and width where padding follows below and to
-        the right; None where there is none. No padding shows in the result.
+        the right; None if there is none. No padding shows in the result.
 
     Returns:
       The image f32[h, w, 3] in [0, 255], padded with the mean colour, and the label
@@ -175,7 +175,7 @@ def augment(
     size: Array | None = None,
     centroid: Array | None = None,
 ) -> tuple[Array, Array]:
-    """Augments and normalises a batch, every image by a draw of its own.
+    """Augments and normalises a batch, each image with its own random parameters.
 
     Args:
       images: uint8[B, H, W, 3].
@@ -217,7 +217,7 @@ def augment(
 
 
 def normalize(images: Array) -> Array:
-    """[..., 3] in [0, 255] -> f32[..., 3] of ImageNet's mean 0 and deviation 1."""
+    """[..., 3] in [0, 255] -> f32[..., 3] with mean 0 and standard deviation 1 over ImageNet."""
     return (images / 255 - jnp.array(MEAN)) / jnp.array(STD)
 
 

@@ -113,7 +113,7 @@ def _count_bytes(size: tuple[int, int]) -> int:
 def _open(
     folder: pathlib.Path, name: str, source: Source, made_from: Fingerprint
 ) -> CachedSource | None:
-    """None where there is no cache of this source that is whole."""
+    """None if there is no complete cache of this source."""
     path = folder / f"{name}.bin"
     try:
         saved = json.loads((folder / f"{name}.json").read_text())

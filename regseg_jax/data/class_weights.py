@@ -86,13 +86,13 @@ def load_class_weights(
     Args:
       setting: a number for each class, a key of `RULES`, or empty for none.
       workdir: of the run.
-      source: the training images; decoded where nothing is kept and there is no survey.
+      source: the training images; decoded if nothing is kept and there is no survey.
       class_table: the classes.
-      survey: of the source, where it was made already.
+      survey: of the source, if it was made already.
       write: whether to keep the weights; of several processes one does.
 
     Returns:
-      A weight for each training id; None where all count the same.
+      A weight for each training id; None if all count the same.
 
     Raises:
       ValueError: if the numbers are not one positive number for each class, there is no such rule,

@@ -1,9 +1,9 @@
-"""The class tables: names, colours and raw label values, a row a class."""
+"""The class tables: names, colours and raw label values, one row per class."""
 
 import dataclasses
 from collections.abc import Sequence
 
-# The two values of 8-bit labels that are no training ids.
+# The two values of 8-bit labels that are not training ids.
 IGNORE_LABEL = 255  # neither trained on nor scored
 UNKNOWN_LABEL = 254  # while decoding: a value that the class table does not know
 _MAX_CLASSES = UNKNOWN_LABEL
@@ -34,7 +34,7 @@ class ClassTable:
     reduced_without: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        """Raises ValueError where a value has two meanings."""
+        """Raises ValueError if a value has two meanings."""
         for what, values in (
             ("class name", self.class_names),
             ("colour", self.colors + self.ignored_colors),
@@ -72,7 +72,7 @@ def create_class_table(
       ignored_colors: see `ClassTable`.
 
     Raises:
-      ValueError: names the row or ignored value of another form, the gap in the training ids, or
+      ValueError: names the malformed row or ignored value, the gap in the training ids, or
         what is there twice.
     """
     for value in ignored_label_ids:

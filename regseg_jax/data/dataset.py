@@ -73,7 +73,7 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class FolderConfig:
-    """A data set of one's own, `data.source` "folder": `config.folder`; see docs/own_data.md."""
+    """The user's own data set, `data.source` "folder": `config.folder`; see docs/own_data.md."""
 
     image_dir: str = "{split}/images"  # inside data_dir
     label_dir: str = "{split}/labels"
@@ -109,7 +109,7 @@ class Dataset:
 
     Attributes:
       config: which, and how it is read.
-      folder: the layout of a data set of one's own.
+      folder: the layout of the user's own data set.
       seed: of the run: drawn scenes and the order of training follow from it.
     """
 
@@ -236,7 +236,7 @@ class Dataset:
         )
 
     def cache_source(self, source: Source, split: str) -> Source:
-        """The same examples from the cache of decoded ones, where the config asks for it."""
+        """The same examples from the cache of decoded ones, if the config asks for it."""
         if not self.config.cache_dir:
             return source
         # Data sets that use one folder of caches have files of their own.
@@ -246,7 +246,7 @@ class Dataset:
     def create_sampler(
         self, source: Source, global_batch_size: int, workdir: str | os.PathLike
     ) -> Sampler:
-        """The order of training; finds the classes' centroids where it needs them.
+        """The order of training; finds the classes' centroids if it needs them.
 
         Raises:
           ValueError: if the split is smaller than a batch, or the file of centroids is of another
@@ -265,14 +265,14 @@ class Dataset:
             global_batch_size=global_batch_size,
             seed=self.seed,
             centroids=centroids,
-            share=self.config.class_uniform_share,
+            class_uniform_fraction=self.config.class_uniform_share,
         )
 
 
 def name_evaluation(train_split: str, eval_split: str) -> str:
     """The evaluation's name in logs and metrics: `val`, or `val_trained_on`.
 
-    The latter where training saw images of the split, so that its scores say little of others.
+    The latter where training saw images of the split, so that its scores say little about others.
     """
     train_parts, eval_parts = (_PARTS.get(split, {split}) for split in (train_split, eval_split))
     return f"{eval_split}_trained_on" if train_parts & eval_parts else eval_split

@@ -28,10 +28,10 @@ from regseg_jax.data.notices import say_once
 # the centroids) are then made again.
 DECODER_VERSION = 2
 
-# The user's own files: a large one is no attack. Pillow would refuse 179 million pixels.
+# The user's own files: a large one is not an attack. Pillow would refuse 179 million pixels.
 Image.MAX_IMAGE_PIXELS = None
 
-# Formats of Pillow that are no pictures of pixels, or that other programs use the suffixes of.
+# Formats of Pillow that are not raster images, or that other programs use the suffixes of.
 _NOT_IMAGES = {
     *("BUFR", "GRIB", "HDF5", "IPTC"),  # data
     *("EPS", "WMF"),  # vectors, drawn by other programs
@@ -105,7 +105,7 @@ def load_image(path: str | os.PathLike) -> np.ndarray:
     """Reads an image file as uint8[H, W, 3], upright.
 
     Raises:
-      ValueError: if it is no image, is truncated, cannot be opened, or has values without a range.
+      ValueError: if it is not an image, is truncated, cannot be opened, or has no range of values.
     """
     image = read_plain_png(path, "RGB")
     if image is not None:
@@ -118,11 +118,11 @@ def read_image_size(path: str | os.PathLike) -> tuple[int, int]:
     """Height and width of an image file as `load_image` reads it, from its header alone.
 
     Raises:
-      ValueError: if it is no image or cannot be opened.
+      ValueError: if it is not an image or cannot be opened.
     """
     opened = open_image(path, load=False)
     width, height = opened.image.size
-    if opened.format != "TIFF" and opened.orientation >= 5:  # lies on its side
+    if opened.format != "TIFF" and opened.orientation >= 5:  # is on its side
         return width, height
     return height, width
 
@@ -135,11 +135,11 @@ def open_image(path: str | os.PathLike, load: bool = True) -> OpenedImage:
       load: whether to read the pixels too, not the header alone.
 
     Raises:
-      ValueError: if it is no image, is truncated or cannot be opened.
+      ValueError: if it is not an image, is truncated or cannot be opened.
     """
     try:
         # From an open file, for what Pillow maps into memory by its name it misreads in TIFF files
-        # that lie on their side.
+        # that are on their side.
         with open(path, "rb") as file:
             # Pillow would decode all of a PNG file to look for an orientation.
             may_be_turned = load or not _is_png(file) or _has_png_metadata(file)

@@ -24,7 +24,7 @@ _MEAN_COLOR = (124, 116, 104)
 
 
 @dataclasses.dataclass(frozen=True)
-class ProcessShare:
+class ProcessShard:
     """Which part of each global batch a process reads: `index` of `count` processes."""
 
     index: int
@@ -50,13 +50,13 @@ class _LoadTrainExample:
 
     source: Source
     sampler: Sampler
-    share: ProcessShare
+    shard: ProcessShard
 
     def __call__(self, n: int) -> Batch:
-        local_batch_size = self.share.local_batch_size(self.sampler.global_batch_size)
+        local_batch_size = self.shard.local_batch_size(self.sampler.global_batch_size)
         step, position = divmod(n, local_batch_size)
         place = (
-            step * self.sampler.global_batch_size + self.share.index * local_batch_size + position
+            step * self.sampler.global_batch_size + self.shard.index * local_batch_size + position
         )
         draw = self.sampler.draw(place)
         example = self.source[draw.index]
@@ -85,7 +85,7 @@ def _pad(
 def create_train_iterator(
     source: Source,
     sampler: Sampler,
-    share: ProcessShare,
+    shard: ProcessShard,
     *,
     start_step: int,
     num_steps: int,
@@ -99,7 +99,7 @@ def create_train_iterator(
     Args:
       source: images whose sizes differ are padded to the largest height and width of the split.
       sampler: the order.
-      share: this process's part of each batch.
+      shard: this process's part of each batch.
       start_step: the first step.
       num_steps: of the whole run.
       num_workers: processes that decode; 0 decodes in threads of this one.
@@ -110,10 +110,10 @@ def create_train_iterator(
       "size": i32[b, 2], the true height and width, where sizes differ, and "centroid": i32[b, 2],
       see `Draw`, where the sampler gives it.
     """
-    local = share.local_batch_size(sampler.global_batch_size)
+    local = shard.local_batch_size(sampler.global_batch_size)
     dataset = (
         grain.MapDataset.range(start_step * local, num_steps * local)
-        .map(_LoadTrainExample(source, sampler, share))
+        .map(_LoadTrainExample(source, sampler, shard))
         .batch(local)
     )
     return _iterate(dataset, num_workers)
@@ -129,7 +129,7 @@ class EvalPlan:
 
     Attributes:
       entries: (example, index, size) for each place; a filler's index is at least the number of
-        examples, its label all ignored. The size is None where all images are of one.
+        examples, its label all ignored. The size is None if all images are of one.
       global_batch_size: over all processes.
     """
 
@@ -167,10 +167,10 @@ class _LoadEvalExample:
 
     source: Source
     plan: EvalPlan
-    share: ProcessShare
+    shard: ProcessShard
 
     def __call__(self, n: int) -> Batch:
-        example_index, index, size = self.plan.entries[n * self.share.count + self.share.index]
+        example_index, index, size = self.plan.entries[n * self.shard.count + self.shard.index]
         example = self.source[example_index]
         image, label = example["image"], example["label"]
         if index >= len(self.source):
@@ -181,7 +181,7 @@ class _LoadEvalExample:
 
 
 def create_eval_iterator(
-    source: Source, plan: EvalPlan, share: ProcessShare, *, num_workers: int
+    source: Source, plan: EvalPlan, shard: ProcessShard, *, num_workers: int
 ) -> contextlib.AbstractContextManager[Iterator[Batch]]:
     """Iterates over a whole split once, each example exactly once over all processes.
 
@@ -193,10 +193,10 @@ def create_eval_iterator(
       makes them, and "index": int32[b], the example's index,
       at least len(source) for a filler.
     """
-    local = share.local_batch_size(plan.global_batch_size)
+    local = shard.local_batch_size(plan.global_batch_size)
     dataset = (
         grain.MapDataset.range(plan.num_batches * local)
-        .map(_LoadEvalExample(source, plan, share))
+        .map(_LoadEvalExample(source, plan, shard))
         .batch(local)
     )
     return _iterate(dataset, num_workers)

@@ -35,7 +35,7 @@ class Box(NamedTuple):
     size: Array
 
     def contains(self, shape: tuple[int, int]) -> Array:
-        """bool[H, W]: which pixels of a crop of this shape lie inside."""
+        """bool[H, W]: which pixels of a crop of this shape are inside."""
         rows, columns = (
             (jnp.arange(length) >= start) & (jnp.arange(length) < start + size)
             for length, start, size in zip(shape, self.start, self.size, strict=True)
@@ -65,7 +65,7 @@ def rand_augment(
     Args:
       image: f32[H, W, 3] in [0, 255]; rounded to whole grey levels.
       label: i32[H, W].
-      box: where the image lies; nothing outside it changes or is read.
+      box: where the image is; nothing outside it changes or is read.
       rng: a PRNG key.
       num_ops: how many, in [0, 7].
       magnitude: in [0, 1]: the angle of a rotation over 30 degrees, and the change of an
@@ -151,7 +151,7 @@ def _rotate(crop: _Crop, box: Box, level: Array, fill: Array) -> _Crop:
     shape = crop.label.shape
     angle = jnp.deg2rad(level * MAX_DEGREES)
     cos, sin = jnp.cos(angle), jnp.sin(angle)
-    # Pixel centres lie at halves, from the box's upper left corner; so does its middle.
+    # Pixel centres are at halves, from the box's upper left corner; so does its middle.
     y, x = (
         (jnp.arange(length) - start + 0.5 - size / 2)
         for length, start, size in zip(shape, box.start, box.size, strict=True)

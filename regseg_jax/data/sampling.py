@@ -79,41 +79,42 @@ def _permutation(num_examples: int, seed: int, epoch: int) -> np.ndarray:
 class ClassUniformEpochs:
     """A part of every epoch has the same number of crops of each class; a `Sampler`.
 
-    The author's rule (NVIDIA's class-uniform sampling): of N images, `int((1 - share) * N)` are
-    drawn without replacement and cropped anywhere, and for each class
-    `int(share * N / num_classes)` centroids of it, each once before any comes twice. A class that
-    no image shows is left out. All is shuffled, and drawn again for every epoch.
+    The author's rule (NVIDIA's class-uniform sampling): of N images, `int((1 - fraction) * N)` are
+    drawn without replacement and cropped anywhere. For each class `int(fraction * N / num_classes)`
+    of its centroids are drawn, each once before any comes twice. A class that no image shows is
+    left out. The epoch is shuffled, and drawn again every time.
 
     Attributes:
       num_examples: of the source.
       global_batch_size: examples in a step, over all processes.
       seed: of the orders.
       centroids: for each class i32[n, 3], rows of (example, row, column), see `centroids.py`.
-      share: of the epoch, in (0, 1].
+      class_uniform_fraction: fraction of the epoch that is drawn by class, in (0, 1].
     """
 
     num_examples: int
     global_batch_size: int
     seed: int
     centroids: tuple[np.ndarray, ...]
-    share: float = 0.5
+    class_uniform_fraction: float = 0.5
 
     def __post_init__(self) -> None:
         if not self.num_per_class:
             raise ValueError(
-                f"class_uniform_share {self.share} of {self.num_examples} examples is less than "
-                f"one crop for each of {len(self.centroids)} classes; make it larger, or 0"
+                f"class_uniform_share {self.class_uniform_fraction} of {self.num_examples} "
+                f"examples is less than one crop for each of {len(self.centroids)} classes; make "
+                "it larger, or 0"
             )
         check_epoch_size(self._epoch_size, self.global_batch_size)
 
     @property
     def num_per_class(self) -> int:
         """Crops around centroids of each class in an epoch."""
-        return int(self.num_examples * self.share / len(self.centroids))
+        return int(self.num_examples * self.class_uniform_fraction / len(self.centroids))
 
     @property
     def _num_anywhere(self) -> int:
-        return int(self.num_examples * (1 - self.share))
+        return int(self.num_examples * (1 - self.class_uniform_fraction))
 
     @property
     def _epoch_size(self) -> int:
@@ -146,7 +147,7 @@ class ClassUniformEpochs:
 
 
 def check_epoch_size(epoch_size: int, global_batch_size: int) -> None:
-    """Raises ValueError where an epoch is smaller than a batch."""
+    """Raises ValueError if an epoch is smaller than a batch."""
     if epoch_size < global_batch_size:
         raise ValueError(
             f"an epoch of the training split has {epoch_size} examples, fewer than "

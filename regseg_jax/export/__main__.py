@@ -34,7 +34,7 @@ def run() -> None:
     flags.DEFINE_enum("format", None, list(FORMATS), "The kind of file.")
     flags.DEFINE_string("output", None, "The file to write; it must not exist.")
     flags.DEFINE_string("size", None, "HEIGHT,WIDTH to fix the file to; else images of any size.")
-    flags.DEFINE_bool("class_map", False, "Give the most likely class a pixel, not logits.")
+    flags.DEFINE_bool("class_map", False, "Give the most likely class of each pixel, not logits.")
     flags.DEFINE_enum("dtype", "float32", DTYPES, "Of the weights; for --format=safetensors.")
     flags.mark_flags_as_required(["workdir", "format", "output"])
     run_command(main, "regseg_jax.export")

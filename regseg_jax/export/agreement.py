@@ -1,4 +1,4 @@
-"""Runs a trained model in every form it can be exported to and compares the logits with JAX's.
+"""Runs a trained model in every export format and compares the logits with JAX's.
 
 python -m regseg_jax.export.agreement --workdir=RUN --output=agreement.json IMAGE_OR_FOLDER ...
 """
@@ -42,12 +42,12 @@ Forward = Callable[[np.ndarray], np.ndarray]  # f32[1, H, W, 3] -> f32[1, H, W, 
 def create_forwards(
     trained: TrainedRun, counters: dict[str, int], size: tuple[int, int]
 ) -> dict[str, Forward]:
-    """One function a form, each of the file's own bytes where the form is a file.
+    """One function per format; if the format is a file, it runs the file's own bytes.
 
     Args:
       trained: the run.
       counters: see `load_counters`.
-      size: what the files are fixed to, for StableHLO's open sizes are multiples of 32.
+      size: what the files are fixed to, because StableHLO's open sizes are multiples of 32.
     """
     metadata = create_run_metadata(trained)
     model = torch_format.create_trained_torch_model(trained, counters)
@@ -84,8 +84,8 @@ def compare(workdir: str | os.PathLike, paths: Sequence[str | os.PathLike]) -> l
       paths: images, or folders of them; as `predict` takes them.
 
     Returns:
-      For each form its name, the largest difference of a logit, that in units of the logits'
-      standard deviation, and the share of pixels whose class is another than JAX's.
+      For each format its name, the largest difference of a logit, that in units of the logits'
+      standard deviation, and the fraction of pixels whose class differs from JAX's.
 
     Raises:
       ValueError: if the run or an image cannot be read, or the run is not of float32.
@@ -101,10 +101,10 @@ def compare(workdir: str | os.PathLike, paths: Sequence[str | os.PathLike]) -> l
     infer = jax.jit(functools.partial(trained.model.apply, train=False))
     counters = load_counters(workdir)
     forwards_of = functools.lru_cache(functools.partial(create_forwards, trained, counters))
-    largest, differing, deviations = {}, {}, []
+    largest, differing, stds = {}, {}, []
     for inputs in tqdm(_prepare(images, preprocess), total=len(images), unit="image", disable=None):
         reference = np.asarray(infer(trained.variables, inputs))
-        deviations.append(reference.std())
+        stds.append(reference.std())
         for name, forward in forwards_of(size=inputs.shape[1:3]).items():
             logits = forward(inputs)
             difference = float(np.abs(logits - reference).max())
@@ -115,7 +115,7 @@ def compare(workdir: str | os.PathLike, paths: Sequence[str | os.PathLike]) -> l
         {
             "form": name,
             "max_difference": largest[name],
-            "max_difference_in_deviations": largest[name] / float(np.mean(deviations)),
+            "max_difference_in_deviations": largest[name] / float(np.mean(stds)),
             "differing_pixels": differing[name],
         }
         for name in largest
@@ -141,7 +141,8 @@ def main(argv: list[str]) -> None:
         ]
         for row in rows
     ]
-    print(format_table(("form", "largest difference", "in deviations", "pixels differ"), cells))
+    headers = ("format", "largest difference", "in standard deviations", "pixels differ")
+    print(format_table(headers, cells))
     if values.output:
         num_images = len(find_inputs(argv).images)
         write_json(values.output, {**describe_environment(), "images": num_images, "rows": rows})

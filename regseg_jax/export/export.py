@@ -15,7 +15,7 @@ from regseg_jax.runtime.packages import require_packages
 from regseg_jax.weights import safetensors_files
 from regseg_jax.weights.metadata import create_metadata
 
-# The packages that each format needs beside those of requirements.txt.
+# The packages that each format needs in addition to the project's own (pyproject.toml).
 FORMATS = {
     "safetensors": (),
     "torch": ("torch",),
@@ -40,7 +40,7 @@ def export_run(
     Args:
       workdir: of a run with a checkpoint.
       format_name: one of `FORMATS`.
-      output: the file; its writing is atomic.
+      output: the file; written atomically.
       size: (height, width) that the file is fixed to; None: any. Not for files of weights.
       class_map: whether the output is the most likely class, not logits. Not for files of weights.
       dtype: one of `DTYPES`, of the weights; safetensors only.
@@ -90,7 +90,7 @@ def _serialize(
     class_map: bool,
     dtype: str,
 ) -> bytes:
-    """The file's content. Imports what the format needs and no more."""
+    """The file's content. Imports only what the format needs."""
     metadata = create_run_metadata(trained)
     counters = load_counters(workdir)
     if format_name == "safetensors":
@@ -122,7 +122,7 @@ def create_run_metadata(trained: TrainedRun) -> dict[str, Any]:
 
 
 def write_new_file(path: str | os.PathLike, content: bytes) -> None:
-    """Writes a file that is whole or is not there.
+    """Writes a new file atomically.
 
     Raises:
       ValueError: if path exists.

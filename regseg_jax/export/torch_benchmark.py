@@ -1,10 +1,12 @@
-"""Times RegSeg's inference in PyTorch alone, by the paper's protocol, in every fast form of it.
+"""Times RegSeg's inference in PyTorch alone, by the paper's protocol, in each runtime variant.
 
 python -m regseg_jax.export.torch_benchmark --weights=regseg.pt --size=1024,2048 --output=t4.json
 
-Needs torch and no other package. The protocol (paper, section 4.4): batch 1, mixed precision,
-upsampling to the image's size included, 10 warm-up and 100 timed runs, each synchronised.
-`regseg_jax.benchmark` times the same forms beside JAX.
+Needs torch and no other package. It imports other modules of this project: copy the whole folder
+regseg_jax, or `pip install --no-deps .`. The protocol (paper, section 4.4): batch 1, mixed
+precision, upsampling to the image's size included, 10 warm-up and 100 timed runs, each
+synchronised.
+`regseg_jax.benchmark` times the same runtime variants next to JAX.
 """
 
 import argparse
@@ -41,11 +43,12 @@ from regseg_jax.weights.torch_files import load_state_dict_file
 
 # Frames per second on a T4, version 3 and version 2 of the paper, by image size.
 PAPER_FPS = {(1024, 2048): (37, 30), (720, 960): (112, 70)}
-# Largest difference to float32, root mean square in units of the logits' deviation. A mistake
+# Largest difference to float32, root mean square in units of the logits' standard
+# deviation. A mistake
 # gives about 1, rounding (TF32 for float32) a small part of these.
 TOLERANCES = {"float32": 0.02, "bfloat16": 0.3, "float16": 0.1}
 HEADERS = (
-    *("form", "median ms", "5%", "95%", "FPS", "paper v3", "v2", "first run s", "MiB"),
+    *("runtime variant", "median ms", "5%", "95%", "FPS", "paper v3", "v2", "first run s", "MiB"),
     *("max diff", "pixels differ"),
 )
 
@@ -55,8 +58,8 @@ class Agreement(NamedTuple):
 
     Attributes:
       max_difference: of a logit.
-      relative_difference: root mean square, in units of the float32 logits' deviation.
-      differing_pixels: share of pixels whose class is another.
+      relative_difference: root mean square, in units of the float32 logits' standard deviation.
+      differing_pixels: fraction of pixels whose class differs.
     """
 
     max_difference: float
@@ -111,7 +114,7 @@ def benchmark_size(
     num_runs: int,
     skip_compile: bool = False,
 ) -> list[dict[str, Any]]:
-    """Times every form on one random image of a size, each checked before it is timed.
+    """Times every runtime variant on one random image of a size; checks each before timing it.
 
     Args:
       model: in float32 and evaluation mode, on the device to time.
@@ -119,11 +122,11 @@ def benchmark_size(
       precisions: keys of `DTYPES`.
       num_warmup: runs before those that count.
       num_runs: timed runs, at least 2.
-      skip_compile: leaves out the forms that use `torch.compile`.
+      skip_compile: leaves out the runtime variants that use `torch.compile`.
 
     Returns:
-      A row for each form: `size`, `precision`, `form` and what was measured, or `error` with
-      the reason why it could not be.
+      A row for each runtime variant: `size`, `precision`, `form` and what was measured, or
+      `error` with the reason why it could not be.
     """
     device = next(model.parameters()).device
     images = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0)).to(device)
@@ -140,7 +143,7 @@ def benchmark_size(
                 row |= _benchmark_form(
                     model, form, precision, images, reference, num_warmup, num_runs
                 )
-            except Exception as error:  # a form that fails must not cost the others
+            except Exception as error:  # one that fails must not stop the others
                 row["error"] = describe_error(error)
             if device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -205,7 +208,7 @@ def format_rows(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def format_trtexec(size: tuple[int, int]) -> str:
-    """The command that times an ONNX file of any size with TensorRT, which is no part of this."""
+    """The command that times an ONNX file of any size with TensorRT, which this project lacks."""
     height, width = size
     return (
         f"trtexec --onnx=regseg.onnx --fp16 --shapes=images:1x3x{height}x{width} "
@@ -245,7 +248,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--num_warmup", type=int, help="untimed runs: 10 on a GPU, 2 on the CPU")
     add("--num_runs", type=int, help="timed runs: 100 on a GPU, 10 on the CPU")
     add("--skip_compile", action="store_true", help="leave out torch.compile, which takes minutes")
-    add("--device", choices=("cuda", "cpu"), help="the GPU where there is one")
+    add("--device", choices=("cuda", "cpu"), help="the GPU if there is one")
     add("--output", help="JSON file to write")
     return parser.parse_args(arguments)
 
@@ -310,7 +313,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parses the arguments and runs; an error that the user can mend is one line."""
+    """Parses the arguments and runs; an error that the user can fix is one line."""
     try:
         run(_parse(arguments))
     except (ValueError, OSError) as error:

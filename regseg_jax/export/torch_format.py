@@ -1,4 +1,4 @@
-"""PyTorch files: the state dict under "model", and plain data beside it."""
+"""PyTorch files: the state dict under "model", and metadata next to it."""
 
 import io
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""The ways to run RegSeg in PyTorch: plain, and each of those that make it faster.
+"""The runtime variants of RegSeg in PyTorch: plain, and the ones that make it faster.
 
 Needs torch and no other package. Both benchmarks time these functions.
 """
@@ -19,7 +19,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 class Form(NamedTuple):
-    """A way to run the model in some precision; all off is PyTorch as it comes, under autocast.
+    """A runtime variant of the model in some precision; with all off, plain PyTorch under autocast.
 
     Attributes:
       fused: batch norms folded into the convolutions.
@@ -71,7 +71,7 @@ def calibrate(model: nn.Module) -> nn.Module:
     """Sets batch norm's running statistics to those of a batch of noise, and evaluation mode.
 
     Without them the signal of random weights fades from layer to layer, and logits that are
-    the same everywhere would agree whatever the form computes.
+    the same everywhere would agree whatever a runtime variant computes.
     """
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
@@ -90,7 +90,7 @@ def create_inference(
 
     Args:
       model: in float32, on the images' device; it stays as it is.
-      form: of the row.
+      form: the runtime variant.
       precision: a key of `DTYPES`.
       images: f32[B, 3, H, W].
 
@@ -99,7 +99,7 @@ def create_inference(
       they are computed, and a captured graph overwrites them at each call.
 
     Raises:
-      ValueError: if the form needs a GPU and images are on the CPU.
+      ValueError: if the runtime variant needs a GPU and images are on the CPU.
     """
     if form.graph and not images.is_cuda:
         raise ValueError("CUDA graphs need a GPU")
@@ -143,7 +143,7 @@ def create_train_step(
     decayed = [parameter for parameter in model.parameters() if id(parameter) not in ids]
     groups = [{"params": decayed, "weight_decay": 1e-4}, {"params": undecayed, "weight_decay": 0}]
     optimizer = torch.optim.SGD(groups, lr=lr, momentum=0.9)
-    # A start at which no step overflows, for a skipped one has nothing to compare.
+    # A loss scale at which no step overflows: a skipped step has nothing to compare.
     scaler = torch.amp.GradScaler(
         images.device.type, init_scale=2.0**10, enabled=precision == "float16"
     )

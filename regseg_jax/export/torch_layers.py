@@ -95,7 +95,7 @@ class DilatedConv(nn.Module):
 
 
 class Shortcut(nn.Module):
-    """[2x2 average pool] -> 1x1 convolution -> batch norm, beside a D block."""
+    """[2x2 average pool] -> 1x1 convolution -> batch norm, parallel to a D block."""
 
     batch_norms = (("conv", "bn"),)
 

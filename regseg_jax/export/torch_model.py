@@ -63,7 +63,7 @@ class RegSeg(nn.Module):
         """Computes the logits of each pixel.
 
         Args:
-          images: [B, 3, H, W], normalised by ImageNet's mean and deviation; any H and W.
+          images: [B, 3, H, W], normalised by ImageNet's mean and standard deviation; any H and W.
 
         Returns:
           Logits [B, num_classes, H, W], of the weights' dtype (of autocast's, under it).

@@ -31,7 +31,7 @@ class DilatedConv(nn.Module):
         """[B, H, W, features] -> [B, ceil(H / stride), ceil(W / stride), features].
 
         Raises:
-          ValueError: if the branches' channels are no multiple of the group width.
+          ValueError: if the branches' channels are not a multiple of the group width.
         """
         num_branches = len(self.dilation_rates)
         if x.shape[-1] % (num_branches * self.group_width):
@@ -63,7 +63,7 @@ class DilatedConv(nn.Module):
 
 
 class Shortcut(nn.Module):
-    """The projection beside a D block: [2x2 average pool] -> 1x1 convolution -> batch norm."""
+    """The projection parallel to a D block: [2x2 average pool] -> 1x1 convolution -> batch norm."""
 
     features: int
     stride: int

@@ -41,7 +41,7 @@ class RegSeg(nn.Module):
         """Computes the logits of each pixel.
 
         Args:
-          images: [B, H, W, 3], normalised by ImageNet's mean and deviation; any H and W.
+          images: [B, H, W, 3], normalised by ImageNet's mean and standard deviation; any H and W.
           train: whether batch norm uses and updates the batch's statistics (then
             `mutable=["batch_stats"]` is needed).
 

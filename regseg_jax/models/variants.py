@@ -41,7 +41,7 @@ class Backbone:
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """A backbone and a decoder: all that a model is, but for its number of classes."""
+    """A backbone and a decoder: all of a model except its number of classes."""
 
     name: str
     backbone: Backbone
@@ -144,10 +144,10 @@ ALIASES = {"regseg": "exp48_decoder26", "regseg_large": "exp53_decoder29"}
 def get_variant(name: str) -> Variant:
     """Looks up `BACKBONE_DECODER`, such as `exp48_decoder26`, an alias, or a variant file.
 
-    `BACKBONE@RATES_DECODER` has other rates in the blocks at 1/16, such as
-    `exp48@1-1,2-..._decoder26`: blocks with `-` between them, branches with `,`. The name of a
-    variant that a file describes (a path that ends in `.json`, see `load_variant`) is of this
-    form, so that it stands for itself wherever the file goes.
+    `BACKBONE@RATES_DECODER` has other dilation rates in the blocks at 1/16, such as
+    `exp48@1-1,2-..._decoder26`: blocks with `-` between them, branches with `,`. A variant that a
+    file describes (a path that ends in `.json`, see `load_variant`) has such a name, so that a run
+    does not depend on the file.
 
     Raises:
       ValueError: if there is no such backbone, decoder or file, naming those that there are; or
@@ -169,7 +169,7 @@ def get_variant(name: str) -> Variant:
         parsed = [[int(rate) for rate in block.split(",")] for block in rates.split("-")]
     except ValueError:
         raise ValueError(
-            f"the rates of {name!r} are no whole numbers; write branches with ',' between them "
+            f"the rates of {name!r} are not integers; write branches with ',' between them "
             "and blocks with '-', such as 1-1,2-1,4"
         ) from None
     return create_variant(backbone, decoder, parsed)
@@ -205,8 +205,8 @@ def replace_dilation_rates(backbone: Backbone, dilation_rates: Sequence[Sequence
     """The backbone with other rates in its blocks at 1/16, the strided one left out.
 
     Raises:
-      ValueError: if there are not as many as such blocks, a rate is no whole number of at least
-        1, or a block's channels do not split into so many branches of whole groups.
+      ValueError: if there are not as many as such blocks, a rate is not an integer of at least
+        1, or a block's channels do not split into this many branches of whole groups.
     """
     expected = len(get_dilation_rates(backbone))
     if len(dilation_rates) != expected:

@@ -1,8 +1,8 @@
-"""Batch norm in training, optionally with ReLU, as one function with a gradient of its own.
+"""Batch norm in training, optionally with ReLU, as one function with its own gradient.
 
 JAX's own gradient keeps several copies of the input in float32 and sums four times. Here each
-direction reads its inputs once for a pair of sums and once for the result, and all that is kept
-for the gradient is the input in its own dtype and a few vectors.
+direction reads its inputs once for a pair of sums and once for the result, and only the input
+in its own dtype and a few vectors are kept for the gradient.
 """
 
 import functools
@@ -25,17 +25,17 @@ def batch_norm(
     """Normalises by the statistics of all axes but the last.
 
     Differentiable once, in reverse mode; the statistics returned are constants. Inside
-    `jax.shard_map` the gradients of scale and bias are those of the shard at hand, for the caller
+    `jax.shard_map` the gradients of scale and bias are those of the device's shard, for the caller
     to sum (with `check_vma`, make the parameters vary over the axis by `lax.pcast`).
 
     Args:
       x: [..., C] of any float dtype.
-      scale: f32[C]; float64 where x is, like the other vectors.
+      scale: f32[C]; float64 if x is, like the other vectors.
       bias: f32[C].
       shift: f32[C], near the mean: the sums are of x - shift, so that mean square minus squared
-        mean cancels little. The running mean is good, and the result depends on it by rounding
+        mean cancels little. The running mean serves well; it changes the result by rounding
         only.
-      epsilon: is added to the variance.
+      epsilon: added to the variance.
       use_relu: whether negative results become 0.
       axis_name: a mapped axis to take the statistics over too, by one `lax.psum` each way.
 

@@ -1,4 +1,4 @@
-"""A 3x3 convolution whose dilation rate is a real number that gradients reach.
+"""A 3x3 convolution whose dilation rate is a real number and differentiable.
 
 Tap (i, j), i and j in {-1, 0, 1}, reads its input at a distance of rate * (i, j) pixels, bilinearly
 interpolated, zero outside. The interpolation along one axis is a product with a matrix of hat
@@ -28,10 +28,10 @@ def continuous_conv(
     Args:
       x: feature maps [B, H, W, C] of any float dtype and any H and W.
       kernel: weights [3, 3, C / groups, O] of the same dtype, grouped as in `grouped_conv`.
-      dilation_rate: f32[], at least 0; of any size, for taps off the map see zeros.
+      dilation_rate: f32[], at least 0, without a limit: taps off the map see zeros.
       groups: number of channel groups; divides C and O.
       tap_width: f32[], at least 1: how far, in pixels, an outer tap reaches to both sides. Above 1
-        it averages, and a rate feels what is that far from it.
+        it averages, and the gradient of the rate depends on pixels that far away.
 
     Returns:
       Feature maps [B, H, W, O] of x's dtype.
@@ -49,7 +49,7 @@ def continuous_conv(
     (batch, height, width, _), (*_, group_width, features) = x.shape, kernel.shape
     group_features = features // groups
 
-    # As in `ops.conv`: a row's taps are gathered along W before one product a group, and a
+    # As in `ops.conv`: a row's taps are gathered along W before one product per group, and a
     # column's are added along H after it.
     x = jnp.einsum(
         "tpq,bhqc->bhtpc", _read_taps(dilation_rate, tap_width, width, x.dtype), x, precision=_EXACT

@@ -1,8 +1,8 @@
-"""Convolutions, each written in the form that is fast on the platform it is compiled for.
+"""Convolutions, each with the lowering that is fast on the platform it is compiled for.
 
-XLA's backends differ by an order of magnitude in how well they take grouped and dilated
-convolutions and their gradients. So one function has several lowerings (`LOWERINGS`), equal but
-for rounding:
+XLA's backends differ by an order of magnitude in how fast grouped and dilated
+convolutions and their gradients are. So one function has several lowerings (`LOWERINGS`), equal up
+to rounding:
 
 - `conv`: `jax.lax.conv_general_dilated`;
 - `product`: a 1x1 convolution as one matrix product;
@@ -10,7 +10,7 @@ for rounding:
 - `split`: a convolution for each group;
 - `dense`: groups side by side as one block-diagonal dense convolution, in chunks of at most 128
   channels; `dense_rows`: the same with `rows` for each chunk;
-- `merged_64`, `merged_128`: neighbouring groups merged to at most so many channels, still grouped.
+- `merged_64`, `merged_128`: neighbouring groups merged up to this many channels, still grouped.
 
 `_DEFAULTS` has the choice for each platform. `ops.lowerings.use_lowerings` overrides it by a table
 of measured choices, and the argument `lowering` overrides both.
@@ -35,8 +35,8 @@ from regseg_jax.ops.lowerings import (
 # so that the forward pass is faster by `split`: they break even between 4,000 and 8,000.
 _ROWS_MAX_PIXELS = 4096
 
-# A TPU multiplies 128 channels at once. From so many pixels of a map on, the three columns of taps
-# side by side fill it better than a convolution does.
+# A TPU multiplies 128 channels at once. From this many pixels of a map on, the three columns of
+# taps side by side fill it better than a convolution does.
 _TPU_CHANNELS = 128
 _TPU_ROWS_MIN_PIXELS = 64 * 64
 
@@ -125,7 +125,7 @@ _grouped_conv.defvjp(_grouped_conv_fwd, _grouped_conv_bwd)
 def _for_each_platform(
     compute: Callable, x: Array, kernel: Array, *rest: Array, geometry, chosen
 ) -> Array | tuple[Array, Array]:
-    """Computes by the lowerings chosen, or by each platform's own where none are."""
+    """Computes by the lowerings chosen, or by each platform's default."""
     if chosen is not None:
         return compute(x, kernel, *rest, geometry, chosen)
     platforms = {
@@ -156,10 +156,10 @@ def _compute_gradients(
 
 
 def _choose_for_cpu(shape: tuple, kernel_size: int, geometry: _Geometry) -> PassLowerings:
-    """Matrix products, for XLA's CPU backend is slow at the gradients of grouped convolutions."""
+    """Matrix products: XLA's CPU backend is slow at the gradients of grouped convolutions."""
     if geometry.groups > 1:
         pixels = shape[0] * -(-shape[1] // geometry.stride) * -(-shape[2] // geometry.stride)
-        # A batch or size that `jax.export` leaves open is no number.
+        # A batch or size that `jax.export` leaves open is not an int.
         few = isinstance(pixels, int) and pixels <= _ROWS_MAX_PIXELS
         return PassLowerings("rows" if few else "split", "rows", "rows")
     if kernel_size == 1:
@@ -181,7 +181,7 @@ def _choose_for_tpu(shape: tuple, kernel_size: int, geometry: _Geometry) -> Pass
 
 
 def _choose_for_gpu(shape: tuple, kernel_size: int, geometry: _Geometry) -> PassLowerings:
-    """The library's convolutions, but for a single pixel, where they take several kernels each."""
+    """The library's convolutions, except for a single pixel, where each takes several kernels."""
     single = kernel_size == 1 and geometry.groups == 1 and shape[1] == 1 and shape[2] == 1
     name = "product" if single else "conv"
     return PassLowerings(name, name, name)

@@ -1,4 +1,4 @@
-"""Which form a convolution is computed in: the names of the forms, and tables of measured choices.
+"""The names of the lowerings of a convolution, and tables of measured choices.
 
 A lowering changes speed and rounding, never the function. `ops.conv` has a default for each
 platform; a `LoweringTable` overrides it for the geometries that it lists. To tune a device, time
@@ -10,7 +10,7 @@ it, load it by `LoweringTable.from_json` and trace under it:
         train_step(state, batch)
 
 The table is part of the key of `jax.jit`'s caches, so that a function is traced again under another
-one. Bit-identical restarts need the same table: a run keeps a copy of its own.
+one. Bit-identical restarts need the same table: a run keeps its own copy.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ LOWERINGS = (
 
 @dataclasses.dataclass(frozen=True)
 class ConvGeometry:
-    """All that a choice depends on but the batch size and the dtype.
+    """What a choice depends on, except the batch size and the dtype.
 
     Attributes:
       kernel_size: 1 or 3.
@@ -73,7 +73,7 @@ class LoweringTable:
     """Choices by geometry, measured on one kind of device.
 
     Attributes:
-      device: where it was measured, for people to read.
+      device: the device it was measured on, for people to read.
       choices: (geometry, lowerings) pairs, each geometry once.
 
     Raises:
@@ -113,7 +113,7 @@ class LoweringTable:
           source: what an error calls it, such as the file's path.
 
         Raises:
-          ValueError: if it is no such table.
+          ValueError: if it is not such a table.
         """
         try:
             rows = [dict(row) for row in content["convolutions"]]
@@ -123,7 +123,7 @@ class LoweringTable:
             return cls(str(content["device"]), choices)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                f"{source} is no table of lowerings ({error}); write one by "
+                f"{source} is not a table of lowerings ({error}); write one by "
                 "python -m regseg_jax.benchmark.convolutions --tune"
             ) from None
 

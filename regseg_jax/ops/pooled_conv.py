@@ -30,10 +30,10 @@ def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
     return pooled_conv(x, kernel), (x, kernel)
 
 
-# As in `ops.conv`: each direction chooses the platform, so that no form keeps what another needs.
+# As in `ops.conv`: each pass chooses the platform, so that no lowering keeps what another needs.
 def _backward(inputs: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
-    def gradients_of(form: Callable[[Array, Array], Array]) -> Callable:
-        return lambda x, kernel, dy: jax.vjp(form, x, kernel)[1](dy)
+    def gradients_of(lowering: Callable[[Array, Array], Array]) -> Callable:
+        return lambda x, kernel, dy: jax.vjp(lowering, x, kernel)[1](dy)
 
     tpu, default = gradients_of(_convolve_windows), gradients_of(_pool_and_convolve)
     return lax.platform_dependent(*inputs, dy, tpu=tpu, default=default)
@@ -47,7 +47,7 @@ def _pool_and_convolve(x: Array, kernel: Array) -> Array:
 
 
 def _convolve_windows(x: Array, kernel: Array) -> Array:
-    """One 2x2 convolution, for moving pixels is slow on TPUs."""
+    """One 2x2 convolution, because moving pixels is slow on TPUs."""
     if not (x.shape[1] % 2 == 0 and x.shape[2] % 2 == 0):  # sizes that export leaves open too
         return _pool_and_convolve(x, kernel)
     return lax.conv_general_dilated(

@@ -1,15 +1,15 @@
 """Losses and classes of every pixel from logits at a decoder's resolution.
 
-The ordinary way upsamples the logits to [B, H, W, num_classes] in float32, the largest array of a
+The usual way upsamples the logits to [B, H, W, num_classes] in float32, the largest array of a
 training step, and reads it several times in both directions. Here the columns are upsampled first,
 which makes strips of H / factor rows, and the rows' phases are taken one after another: each is a
-fixed mix of two neighbouring strips, and only what is left of it without the class axis is kept.
+fixed mix of two neighbouring strips, and only results without the class axis are kept.
 The gradient computes the strips again. The classes are not the minor axis, which TPUs pad to 128.
 
 A training step needs `model.clone(upsample=False)`, which returns logits of this kind, and
 `upsampled_pixel_losses(logits, labels)`: the plain, weighted and bootstrapped losses are sums over
-its result. Inference needs
-`upsampled_argmax(logits, size)`. Sizes that are no multiple of the logits' take the ordinary way.
+its result. Inference needs `upsampled_argmax(logits, size)`. For sizes that are not multiples of
+the logits', both take the usual way.
 """
 
 import functools
@@ -23,7 +23,7 @@ from regseg_jax.ops.resize import interpolation_matrix, upsample_bilinear, upsam
 
 
 def upsampled_pixel_losses(logits: Array, labels: Array, ignore_label: int = 255) -> Array:
-    """Cross-entropy of each pixel; equal but for rounding to `upsample_bilinear`, then the loss.
+    """Cross-entropy of each pixel; equal up to rounding to `upsample_bilinear`, then the loss.
 
     Differentiable once, in reverse mode.
 
@@ -33,7 +33,7 @@ def upsampled_pixel_losses(logits: Array, labels: Array, ignore_label: int = 255
       ignore_label: its pixels have a loss and a gradient of 0.
 
     Returns:
-      f32[B, H, W] (float64 where the logits are), non-negative, 0 where the label is ignored.
+      f32[B, H, W] (float64 if the logits are), non-negative, 0 where the label is ignored.
     """
     size = labels.shape[1:3]
     if not _divides(logits, size):
@@ -50,7 +50,7 @@ def upsampled_argmax(logits: Array, size: tuple[int, int]) -> Array:
       size: height and width of the result.
 
     Returns:
-      i32[B, *size]; the first class where several are the largest.
+      i32[B, *size]; the first class if several are the largest.
     """
     if not _divides(logits, size):
         return lax.argmax(upsample_bilinear(_widen(logits), size), 3, jnp.int32)
@@ -132,7 +132,7 @@ def _is_label(labels: Array, logits: Array, axis: int) -> Array:
 
 
 def _multiply_columns(logits: Array, width: int) -> Array:
-    """[B, h, w, K] -> [B, K, h, width] as a product, for moving columns is slow on TPUs."""
+    """[B, h, w, K] -> [B, K, h, width] as a product, because moving columns is slow on TPUs."""
     matrix = interpolation_matrix(logits.shape[2], width, align_corners=False)
     # Eighths and sixteenths are exact in half precision, and the sums are float32.
     exact = logits.dtype.itemsize == 2 and (matrix * 256 % 1 == 0).all()

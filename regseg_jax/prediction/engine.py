@@ -1,7 +1,7 @@
 """Predicts many images: decoding, the network and writing at the same time.
 
-Threads decode and write, for both leave Python's lock; the device works on one batch while the
-next is gathered. Images of one size make a batch.
+Threads decode and write, because both release Python's lock; the device works on one batch while
+the next is gathered. The images of a batch have the same size.
 """
 
 import collections
@@ -23,14 +23,14 @@ U = TypeVar("U")
 # (variables, images uint8[B, H, W, 3], size) -> f32[B, *size, num_classes].
 ScoreFn = Callable[[Any, jax.Array, tuple[int, int]], jax.Array]
 
-# Images a batch: as many as hold so many pixels (an image of Cityscapes), and no more than that.
+# Pixels and images in a batch, at most; the pixels are those of one image of Cityscapes.
 _BATCH_PIXELS = 2**21
 _MAX_BATCH_SIZE = 64
-# Of images that wait for others of their size.
+# Pixels of images that wait for others of their size.
 _MAX_WAITING_PIXELS = 2**26
-# Larger images are cut even where no tiling is asked for. It was Pillow's limit.
+# Larger images are cut into tiles even if no tiling is asked for. It was Pillow's limit.
 _MAX_WHOLE_PIXELS = 178_956_970
-# Images and predictions that are ahead of the network, or behind it, for each thread.
+# Images ahead of the network, and predictions behind it, per thread.
 _AHEAD = 2
 
 
@@ -40,8 +40,8 @@ class Predictor:
     Args:
       score_fn: scores the classes, see `steps.create_score_fn`.
       variables: of the model.
-      tiling: larger images are cut so; None: no image is but the very large.
-      can_tile: False where score_fn resizes images to one size, so that tiles make no sense.
+      tiling: how larger images are cut; None: only very large ones are.
+      can_tile: False if score_fn resizes images to one size, so that tiles make no sense.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Predictor:
           uint8[at least len(images), H, W], training ids: surplus rows are padding.
 
         Raises:
-          ValueError: if an image is too large for one piece and the run resizes its images.
+          ValueError: if an image is too large without tiles and the run resizes its images.
         """
         size = images[0].shape[:2]
         if tiling := self._get_tiling(size):
@@ -93,7 +93,7 @@ class Predictor:
         if tiling is None and size[0] * size[1] > _MAX_WHOLE_PIXELS:
             if not self._can_tile:
                 raise ValueError(
-                    f"an image of {size[0]} x {size[1]} pixels is too large for one piece, and the "
+                    f"an image of {size[0]} x {size[1]} pixels is too large without tiles, and the "
                     "run resizes its images (config.eval.image_size), so tiles cannot help; scale "
                     "it down"
                 )
@@ -109,7 +109,7 @@ class Failures:
     """What could not be predicted.
 
     Attributes:
-      messages: an entry an item.
+      messages: one entry per item.
     """
 
     messages: list[str] = dataclasses.field(default_factory=list)
@@ -137,13 +137,13 @@ def predict_all(
 
     Args:
       items: what to predict.
-      load: the image of an item, uint8[H, W, 3]; None where nothing is to be done. Called in
-        threads; raises ValueError where it cannot be read.
+      load: the image of an item, uint8[H, W, 3]; None if nothing is to be done. Called in
+        threads; raises ValueError if it cannot be read.
       predictor: of the images.
       write: called in threads with item, image and prediction; OSError, a full disk for instance,
         ends it all. Items of one size are written in order of their start.
-      failures: to be added to.
-      parallel: False: one item after the other, for images of which memory holds few.
+      failures: gets those that fail.
+      parallel: False: one item after the other, for images so large that memory holds few.
 
     Yields:
       Each item as it is done, or has failed.
@@ -239,7 +239,7 @@ def _finish_batch(
 
 
 def _check_memory(error: Exception) -> Exception:
-    """The error where memory ran out; any other is raised again."""
+    """The error if memory ran out; any other is raised again."""
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         return error
     raise error
@@ -247,7 +247,7 @@ def _check_memory(error: Exception) -> Exception:
 
 def _explain_memory(item: Any) -> ValueError:
     return ValueError(
-        f"{_name(item)}: memory does not suffice; predict it in tiles, with --tile=1024,1024 or "
+        f"{_name(item)}: there is not enough memory; predict it in tiles, with --tile=1024,1024 or "
         "smaller ones"
     )
 

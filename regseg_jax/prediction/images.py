@@ -10,7 +10,7 @@ from regseg_jax.prediction.engine import Failures, Predictor, predict_all
 from regseg_jax.prediction.inputs import Input
 from regseg_jax.prediction.outputs import ImageWriter
 
-# Larger images are left to the end and done one by one, for memory may hold only few of them.
+# Larger images are left to the end and done one by one, because memory may hold only a few.
 _LARGE_PIXELS = 2**25
 
 
@@ -23,7 +23,7 @@ def predict_images(
       images: the files. One that cannot be read does not stop the rest.
       predictor: of the images.
       writer: of the predictions.
-      failures: to be added to.
+      failures: gets those that fail.
     """
     large = []
 

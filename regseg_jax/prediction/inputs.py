@@ -42,7 +42,7 @@ class Inputs:
     skipped: dict[str, list[pathlib.Path]]
 
     def describe_skipped(self) -> str:
-        """A line a reason, with the count and the first names."""
+        """One line per reason, with the count and the first names."""
         return "\n".join(
             f"left out {len(paths)} ({reason}): {', '.join(map(str, paths[:3]))}"
             + (", ..." if len(paths) > 3 else "")
@@ -53,15 +53,15 @@ class Inputs:
 def find_inputs(
     paths: Sequence[str | os.PathLike], output: str | os.PathLike | None = None
 ) -> Inputs:
-    """Expands folders and gives every file a name of its own.
+    """Expands folders and gives every file a unique name.
 
     A file in a folder is named by its path below that folder, without suffix; files that would
-    then have one name keep their suffix (`street.tif`, `street.webp`). A file given by itself is
-    taken whatever its suffix.
+    then have the same name keep their suffix (`street.tif`, `street.webp`). A file given by itself
+    is taken whatever its suffix.
 
     Args:
       paths: image or video files, or folders.
-      output: a folder that is left out, for it holds predictions.
+      output: a folder that is left out, because it holds predictions.
 
     Raises:
       ValueError: if a path does not exist, nothing is found, or two files would have one name.
@@ -96,7 +96,7 @@ def _walk(
     """The images and videos below a folder, sorted; the rest goes into `skipped`."""
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or path.name.lower() in _SYSTEM_FILES:
-            skipped["hidden or the system's own"].append(path)
+            skipped["hidden, or a file of the system"].append(path)
         elif path.is_dir() and path.is_symlink():
             skipped["a link to a folder; name it to have it"].append(path)
         elif path.is_dir() and path.resolve() == output:

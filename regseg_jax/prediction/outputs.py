@@ -22,14 +22,14 @@ class ClassMapFormat:
 
     Attributes:
       class_table: the classes.
-      values: what stands for each training id in a file.
+      values: the value in a file for each training id.
     """
 
     class_table: ClassTable
     values: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        """Raises ValueError where a value does not fit 16 bits."""
+        """Raises ValueError if a value does not fit 16 bits."""
         if max(self.values) > 65535:
             raise ValueError(
                 f"the class table {self.class_table.name!r} has the label id {max(self.values)}; "
@@ -37,7 +37,7 @@ class ClassMapFormat:
             )
 
     def encode(self, prediction: np.ndarray) -> Image.Image:
-        """A picture of the values: 8 bits with the classes' colours as palette, or 16 bits grey.
+        """An image of the values: 8 bits with the classes' colours as palette, or 16-bit grey.
 
         Args:
           prediction: training ids, uint8 [H, W].
@@ -65,7 +65,7 @@ class Drawing:
       class_maps: whether class maps are written; None: for images, not for videos.
       overlays: whether overlays are.
       alpha: the weight of the classes' colours over the image, in [0, 1].
-      legend: whether overlays have the classes beneath; None: those of images, not of videos.
+      legend: whether overlays have a legend below; None: those of images, not of videos.
     """
 
     class_maps: bool | None = None
@@ -74,19 +74,19 @@ class Drawing:
     legend: bool | None = None
 
     def __post_init__(self) -> None:
-        """Raises ValueError where nothing would be written, or alpha is no weight."""
+        """Raises ValueError if nothing would be written, or alpha is not a weight."""
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"--alpha is {self.alpha}; set a weight from 0 to 1")
         if self.class_maps is False and not self.overlays:
             raise ValueError("neither class maps nor overlays are to be written; ask for one")
 
     def get_image_paths(self, folder: pathlib.Path, name: str) -> list[pathlib.Path]:
-        """The class map and the overlay of an image, so far as they are written."""
+        """The paths of an image's class map and overlay, if they are written."""
         paths = [] if self.class_maps is False else [folder / f"{name}.png"]
         return paths + ([folder / f"{name}_overlay.png"] if self.overlays else [])
 
     def get_video_paths(self, folder: pathlib.Path, name: str) -> list[pathlib.Path]:
-        """The folder of class maps and the overlay of a video, so far as they are written."""
+        """The paths of a video's folder of class maps and its overlay, if they are written."""
         paths = [folder / name] if self.class_maps else []
         return paths + ([folder / f"{name}_overlay.mp4"] if self.overlays else [])
 
@@ -123,7 +123,7 @@ class ImageWriter:
 
 
 def check_outputs(outputs: Mapping[Input, Sequence[pathlib.Path]]) -> None:
-    """Raises ValueError where a prediction would replace an input or another prediction."""
+    """Raises ValueError if a prediction would replace an input or another prediction."""
     taken = {entry.path.resolve() for entry in outputs}
     for entry, paths in outputs.items():
         for path in paths:
@@ -149,7 +149,7 @@ def write_classes(folder: pathlib.Path, class_maps: ClassMapFormat) -> None:
             same = False
         if not same:
             raise ValueError(
-                f"{path} is there and is of class maps with other values; choose another --output, "
-                "or remove it"
+                f"{path} exists and belongs to class maps with other values; choose another "
+                "--output, or remove it"
             )
     write_json(path, rows)

@@ -22,7 +22,7 @@ WHOLE_SPLITS = {("cityscapes", "test"): 1525}
 
 
 def check_whole(source: Source, class_table: ClassTable, split: str) -> None:
-    """Raises ValueError where images of a split that a server takes only whole are missing."""
+    """Raises ValueError if images of a split that a server takes only whole are missing."""
     expected = WHOLE_SPLITS.get((class_table.name, split), len(source))
     if len(source) != expected:
         raise ValueError(
@@ -112,7 +112,7 @@ def _is_done(path: pathlib.Path, size: tuple[int, int], fingerprint: str) -> boo
         return False
     if checkpoint != fingerprint:
         raise ValueError(
-            f"{path} is there and is no prediction of this checkpoint with these options; choose "
+            f"{path} exists and is not a prediction of this checkpoint with these options; choose "
             "another --output, or remove it"
         )
     return image.size == size[::-1]

@@ -1,12 +1,12 @@
 """Images too large for the network, predicted in overlapping tiles.
 
-What holds, exactly. Where one tile covers the image, the prediction is the whole image's. With
-more tiles it is the whole image's to rounding if the sides of image and tiles are multiples of the
-network's stride, 16, the network sees its input at scale 1, has no global mean, and sees no
-further than a third of the overlap (so its field of view is at most two thirds of the overlap).
+If one tile covers the image, the prediction is the whole image's. With more tiles it is the whole
+image's up to rounding if all of these hold: the sides of image and tiles are multiples of the
+network's stride, 16; the input is at scale 1; the network has no global mean; and it sees no
+further than a third of the overlap, so that its field of view is at most two thirds of the overlap.
 RegSeg does have global means, in squeeze-and-excite, and sees 1,900 pixels to each side, so its
 tiles' predictions differ from the whole image's: choose tiles as large as memory allows.
-`tests/prediction/test_tiles.py` holds both.
+`tests/prediction/test_tiles.py` tests both.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ class Tiling:
     Attributes:
       height: of a tile, in pixels.
       width: of a tile.
-      overlap: of neighbours, at least; in its outer third a tile has no weight.
+      overlap: of neighbouring tiles, at least; in its outer third a tile has weight 0.
     """
 
     height: int = 2048
@@ -33,7 +33,7 @@ class Tiling:
     overlap: int = 512
 
     def __post_init__(self) -> None:
-        """Raises ValueError where a side is no multiple of the stride, or the overlap too large."""
+        """Raises ValueError if a side is not a multiple of the stride, or the overlap too large."""
         if min(self.height, self.width) <= 0 or self.height % STRIDE or self.width % STRIDE:
             raise ValueError(
                 f"--tile is {self.height},{self.width}; use HEIGHT,WIDTH, multiples of {STRIDE} "
@@ -56,11 +56,11 @@ def parse_tiling(sides: Sequence[str] | None, overlap: int | None = None) -> Til
     The overlap is a quarter of the shorter side unless given.
 
     Raises:
-      ValueError: if they are of another form.
+      ValueError: if a flag is malformed.
     """
     if not sides:
         if overlap is not None:
-            raise ValueError("--overlap is of tiles; add --tile=HEIGHT,WIDTH")
+            raise ValueError("--overlap needs tiles; add --tile=HEIGHT,WIDTH")
         return None
     try:
         height, width = map(int, sides)
@@ -72,12 +72,12 @@ def parse_tiling(sides: Sequence[str] | None, overlap: int | None = None) -> Til
 def predict_in_tiles(
     score_tile: Callable[[np.ndarray], np.ndarray], image: np.ndarray, tiling: Tiling
 ) -> np.ndarray:
-    """The class of each pixel, from scores that are blended where tiles overlap.
+    """The class of each pixel, from scores that are blended in the overlaps.
 
     Only the scores of one row of tiles are in memory.
 
     Args:
-      score_tile: uint8 [h, w, 3] to float [h, w, num_classes], the larger the likelier.
+      score_tile: uint8 [h, w, 3] to float [h, w, num_classes], higher for likelier classes.
       image: uint8 [H, W, 3].
       tiling: how it is cut.
 
@@ -115,7 +115,7 @@ def _place(length: int, tile: int, overlap: int) -> tuple[list[int], int]:
 
 
 def _weigh(start: int, tile: int, length: int, overlap: int) -> np.ndarray:
-    """The weight of each row or column of a tile: none near a seam, whole at the image's border."""
+    """The weight of each row or column of a tile: 0 near a seam, 1 at the image's border."""
     third = overlap / 3
     position = np.arange(tile) + 0.5
     weights = np.ones(tile, np.float32)

@@ -19,7 +19,7 @@ from regseg_jax.reports.pictures import draw_legend, draw_overlay, save_png
 from regseg_jax.runtime.files import replacing
 
 _CODEC = "libx264"
-_QUALITY = {"crf": "18"}  # hardly to be told from the original
+_QUALITY = {"crf": "18"}  # hardly distinguishable from the original
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ class VideoWriter:
 
     @contextlib.contextmanager
     def open_overlay(self, name: str, stream: Any) -> Iterator["_OverlayFile | None"]:
-        """The file of overlays, whole when the block ends well; None where none is wanted."""
+        """The file of overlays, complete if the block ends without error; None if not wanted."""
         if not self.drawing.overlays:
             yield None
             return
@@ -56,7 +56,7 @@ class VideoWriter:
     def draw(
         self, name: str, index: int, image: np.ndarray, prediction: np.ndarray
     ) -> np.ndarray | None:
-        """Writes the class map of a frame and returns its overlay, as far as they are wanted."""
+        """Writes the class map of a frame and returns its overlay, if they are wanted."""
         if self.drawing.class_maps:
             path = self.folder / name / f"{index:06d}.png"
             save_png(self.class_maps.encode(prediction), path)
@@ -85,15 +85,15 @@ def predict_video(
 ) -> None:
     """Predicts every frame, in batches, while others are decoded and encoded.
 
-    Frames keep their times; sound is not copied. Turned videos, as phones make them, are read
+    Frames keep their times; sound is not copied. Rotated videos, as from phones, are read
     upright.
 
     Args:
       video: the file.
       predictor: of the frames.
       writer: of the predictions.
-      failures: to be added to: the file if it cannot be read; else its broken frames, which are
-        left out.
+      failures: gets the file if it cannot be read, else its broken frames, which are left
+        out.
     """
     import av
 
@@ -168,14 +168,14 @@ def _read_frames(
 
 
 def _read_ahead(frames: Iterator[tuple]) -> Iterator[tuple]:
-    """The same, decoded in a thread: a frame needs those before it, so in one."""
+    """The same, decoded in a thread: in one, because a frame needs those before it."""
     end = object()
     taken = map_ahead(lambda it: next(it, end), itertools.repeat(frames), num_threads=1)
     yield from itertools.takewhile(lambda item: item is not end, taken)
 
 
 def _estimate_frames(container: Any, stream: Any) -> int | None:
-    """From duration and rate, for files that do not say how many frames they have."""
+    """From duration and frame rate, for files that do not give their number of frames."""
     if container.duration is None or stream.average_rate is None:
         return None
     return round(container.duration / 1_000_000 * stream.average_rate)

@@ -26,7 +26,7 @@ def draw_examples(sources: Mapping[str, Source], class_table: ClassTable) -> Ima
       class_table: the classes. Ignored pixels show the image alone.
 
     Returns:
-      An RGB picture; None where no example can be read.
+      An RGB picture; None if no example can be read.
     """
     tiles = []
     for i, (split, source) in enumerate(sources.items()):
@@ -56,7 +56,7 @@ def draw_examples(sources: Mapping[str, Source], class_table: ClassTable) -> Ima
 
 
 def _take_readable(source: Source, count: int) -> Iterator[Example]:
-    """Up to so many examples at even distances, without those that cannot be read."""
+    """Up to this many examples, evenly spaced, without those that cannot be read."""
     spread = np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(int).tolist()
     others = [i for i in range(len(source)) if i not in spread]
     for i in [*spread, *others]:

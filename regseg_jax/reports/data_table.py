@@ -74,7 +74,7 @@ def summarize_data(
 
 
 def format_data(summary: dict[str, Any], class_table: ClassTable) -> str:
-    """A row a class with its pixels and weights, then a line for all else that was found.
+    """One row per class with its pixels and weights, then lines for the other findings.
 
     Args:
       summary: as `summarize_data` returns it.

@@ -33,7 +33,7 @@ class Row:
       output_shape: height, width and channels.
       num_parameters: without batch norm's running statistics.
       macs: multiply-accumulates of its convolutions, those of squeeze-and-excite among them,
-        for one image. Batch norm, pooling and upsampling are not counted, as is the custom.
+        for one image. Batch norm, pooling and upsampling are not counted, as usual.
     """
 
     name: str
@@ -64,7 +64,7 @@ def count_rows(model: RegSeg, size: tuple[int, int]) -> tuple[Row, ...]:
                 shapes[path] = y.shape[1:]
         return y
 
-    # Defined here, for JAX would remember the trace of a function that it has met before.
+    # Defined here, because JAX would remember the trace of a function that it has met before.
     def init():
         return model.init(jax.random.key(0), jnp.zeros((1, *size, 3)), train=False)
 

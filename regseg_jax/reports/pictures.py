@@ -94,7 +94,7 @@ def draw_panel(
             ("error: ignored", UNSCORED_COLOR),
         ],
         row.width,
-        _font_size(row.width // len(tiles), share=32),
+        _font_size(row.width // len(tiles), divisor=32),
     )
     return _stack(row, legend)
 
@@ -119,12 +119,12 @@ def draw_overlay(
       An RGB picture whose first H rows are the overlay.
 
     Raises:
-      ValueError: if the shapes disagree, a value is not in the class table or alpha is no weight.
+      ValueError: if the shapes disagree, a value is not in the class table or alpha not in [0, 1].
     """
     image, prediction = np.asarray(image), np.asarray(prediction)
     _check_shapes(image, prediction=prediction)
     if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha is {alpha}: it must lie in [0, 1]")
+        raise ValueError(f"alpha is {alpha}: it must be in [0, 1]")
     ignored = prediction == IGNORE_LABEL
     colors = np.where(ignored[..., None], image, colorize(prediction, class_table))
     blended = Image.blend(Image.fromarray(image), Image.fromarray(colors), alpha)
@@ -184,15 +184,15 @@ def _rescale(tile: np.ndarray) -> Image.Image:
     )
 
 
-def _font_size(width: int, share: int = 64) -> int:
+def _font_size(width: int, divisor: int = 64) -> int:
     """The font size that stays legible when a picture of this width is seen on a screen."""
-    return max(_MIN_FONT_SIZE, width // share)
+    return max(_MIN_FONT_SIZE, width // divisor)
 
 
 def _draw_row(tiles: dict[str, Image.Image]) -> Image.Image:
     """Puts pictures of one size side by side under their titles."""
     tile_width, tile_height = next(iter(tiles.values())).size
-    font_size = _font_size(tile_width, share=32)
+    font_size = _font_size(tile_width, divisor=32)
     font = ImageFont.load_default(font_size)
     gap, title_height = font_size // 2, 2 * font_size
     width = len(tiles) * (tile_width + gap) - gap

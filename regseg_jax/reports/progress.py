@@ -87,7 +87,7 @@ class ProgressBar:
             self._paused += self._clock() - start
 
     def update(self, step: int, **values: Any) -> None:
-        """Takes the number of steps done, and the values to show beside it.
+        """Takes the number of steps done, and the values to show next to it.
 
         Args:
           step: steps done since the run began, those before a resume included.

@@ -12,12 +12,12 @@ def load_conv_lowerings(path: str, workdir: str | os.PathLike) -> LoweringTable 
     """Reads `config.conv_lowerings`, and keeps a copy in the run's folder, which restarts use.
 
     Args:
-      path: of the table, as `benchmark.convolutions --tune` writes it; "" for none. It need not
-        be there any more once the folder has its copy.
+      path: of the table, as `benchmark.convolutions --tune` writes it; "" for none. It may
+        be gone once the folder has its copy.
       workdir: of the run.
 
     Raises:
-      ValueError: if the file cannot be read, is no such table, or is not the one that the run
+      ValueError: if the file cannot be read, is not such a table, or is not the one that the run
         began with.
     """
     if not path:
@@ -41,7 +41,7 @@ def read_lowerings(path: str | os.PathLike) -> LoweringTable:
     """Reads a table.
 
     Raises:
-      ValueError: if it cannot be read or is none.
+      ValueError: if it cannot be read or is not a table.
     """
     try:
         content = json.loads(pathlib.Path(path).read_text())

@@ -1,6 +1,6 @@
-"""How many batches each batch norm saw: PyTorch counts them, and Flax has no place for it.
+"""How many batches each batch norm saw: PyTorch counts them, Flax does not.
 
-A run that was imported keeps the counts that it came with, so that an export returns them.
+An imported run keeps the counts of its file, so that an export returns them.
 """
 
 import json

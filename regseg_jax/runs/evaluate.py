@@ -24,7 +24,7 @@ def evaluate_run(config: ConfigDict, workdir: str | os.PathLike) -> Scores:
     """Evaluates the best checkpoint of a run, prints the table and writes the pictures.
 
     Args:
-      config: the run's; its data and eval keys may differ (an empty data_dir is the run's).
+      config: the run's; its data and eval keys may differ (an empty data_dir means the run's).
       workdir: of the run.
 
     Raises:
@@ -50,7 +50,7 @@ def evaluate_run(config: ConfigDict, workdir: str | os.PathLike) -> Scores:
     name = name_evaluation(saved.data.train_split, config.data.eval_split)
     print(f"{name}: checkpoint of step {trained.step}, {len(source)} images")
     if name != config.data.eval_split:
-        print("the run was trained on these images: the scores say little of others")
+        print("the run was trained on these images: the scores say little about others")
     print(format_evaluation(evaluation, dataset.class_table))
     for name, panel in evaluation.panels.items():
         path = pathlib.Path(workdir) / "evaluation" / f"{name}.png"

@@ -24,7 +24,7 @@ from regseg_jax.weights.names import (
 
 @dataclasses.dataclass(frozen=True)
 class InitialWeights:
-    """What a model takes over from another run.
+    """What a model takes from another run or a weights file.
 
     Attributes:
       arrays: f32, by their paths in {"params", "batch_stats"}.
@@ -42,11 +42,11 @@ class InitialWeights:
 def load_initial_weights(path: str | os.PathLike, model: RegSeg) -> InitialWeights:
     """Reads the weights and statistics that a model starts from.
 
-    Of a classifier of another class count nothing is taken: it starts from scratch.
+    A classifier of another class count is not loaded: it starts from scratch.
 
     Args:
-      path: a run's folder, whose best checkpoint is read, or a PyTorch file with the author's
-        names, see `weights.names`.
+      path: a run's folder, whose best checkpoint is read, or a PyTorch or safetensors file with the
+        author's names, see `weights.names`.
       model: what is trained.
 
     Raises:
@@ -83,8 +83,9 @@ def _load_file(path: str | os.PathLike, model: RegSeg) -> tuple[str, int, dict[s
     model = model.clone(num_classes=num_classes)
     if problems := find_mismatches(file.arrays, model):
         raise ValueError(
-            f"config.init_from: {path} is no {model.variant.name}: {format_mismatches(problems)}; "
-            "set config.model to the architecture that it was trained as"
+            f"config.init_from: {path} does not fit {model.variant.name}: "
+            f"{format_mismatches(problems)}; set config.model to the architecture that it was "
+            "trained as"
         )
     return f"config.init_from: {file.report}", num_classes, from_torch(file.arrays, model)
 
@@ -92,25 +93,27 @@ def _load_file(path: str | os.PathLike, model: RegSeg) -> tuple[str, int, dict[s
 def _select(
     source: str, arrays: dict[tuple[str, ...], np.ndarray], num_classes: int, model: RegSeg
 ) -> InitialWeights:
-    """Leaves out what depends on the class count, where it is another one, and rates to search."""
+    """Leaves out what depends on the class count, if that differs, and the rates of a search."""
     expected = _shapes(model)
     other = _shapes(model.clone(num_classes=model.num_classes + 1))
     is_new = num_classes != model.num_classes
-    anew = [path for path in expected if is_new and other[path] != expected[path]]
-    anew += [path for path in expected if path[-1] in (RATES, TAP_WIDTH) and path not in arrays]
+    from_scratch = [path for path in expected if is_new and other[path] != expected[path]]
+    from_scratch += [
+        path for path in expected if path[-1] in (RATES, TAP_WIDTH) and path not in arrays
+    ]
     if misfits := [
         "/".join(path)
         for path in expected
-        if path not in anew and (path not in arrays or arrays[path].shape != expected[path])
+        if path not in from_scratch and (path not in arrays or arrays[path].shape != expected[path])
     ]:
         raise ValueError(
             f"{source} does not fit: {len(misfits)} arrays are not there or of another shape "
             f"({', '.join(misfits[:3])}{', ...' if len(misfits) > 3 else ''}); start from a run "
             "whose blocks have the same branches (config.search.num_branches), or from none"
         )
-    taken = {path: np.asarray(arrays[path]) for path in expected if path not in anew}
+    taken = {path: np.asarray(arrays[path]) for path in expected if path not in from_scratch}
     lines = [f"{source}: loaded {len(taken)} of {len(expected)} arrays"]
-    for path in anew:
+    for path in from_scratch:
         name, reason = "/".join(path), "searched here"
         if path in arrays:
             reason = f"there {list(arrays[path].shape)}, of {num_classes} classes"

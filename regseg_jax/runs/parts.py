@@ -22,7 +22,7 @@ def create_dataset(config: Config) -> Dataset:
 
 
 def create_run_model(config: Config) -> RegSeg:
-    """The config's model in its precision; with dilation rates to search where it says so."""
+    """The config's model in its precision; with dilation rates to search if it says so."""
     num_classes = create_dataset(config).class_table.num_classes
     if config.search.enabled:
         return create_search_model(
@@ -49,7 +49,7 @@ def create_run_learning_rate_fn(config: Config, num_steps: int) -> Schedule:
 
 
 def create_rate_search(config: Config, model: RegSeg, num_steps: int) -> RateSearch | None:
-    """How the dilation rates of a searched model move; None where they are fixed."""
+    """How the dilation rates of a searched model move; None if they are fixed."""
     if not config.search.enabled:
         return None
     return RateSearch(

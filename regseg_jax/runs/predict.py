@@ -1,4 +1,4 @@
-"""predict(workdir, paths, output) and predict_split(...): what a run says of images."""
+"""predict(workdir, paths, output) and predict_split(...): what a run or weights file predicts."""
 
 import dataclasses
 import os
@@ -36,7 +36,7 @@ class Trained:
     Attributes:
       model: in its precision.
       variables: {"params", "batch_stats"}.
-      ema_variables: the same averaged over the steps, where the run has them.
+      ema_variables: the same averaged over the steps, if the run has them.
       class_table: the classes; its label ids are what the data set's label files hold.
       eval_config: how images are prepared and scored.
     """
@@ -69,7 +69,7 @@ class Options:
       ema: whether to use the averaged weights.
       flip: as `config.eval.flip`; None: the run's.
       scales: as `config.eval.scales`; None: the run's.
-      tiling: how larger images are cut; None: only those too large for one piece are.
+      tiling: how larger images are cut; None: only very large ones are.
       drawing: what is written; of a split always label ids alone.
       train_ids: whether class maps hold training ids, not the values of label files.
     """
@@ -82,12 +82,12 @@ class Options:
     train_ids: bool = False
 
     def __post_init__(self) -> None:
-        """Raises ValueError for scales that are none."""
+        """Raises ValueError if a scale is not positive."""
         if self.scales and min(self.scales) <= 0:
             raise ValueError(f"--scales is {self.scales}; use positive factors")
 
     def create_predictor(self, trained: Trained) -> Predictor:
-        """What predicts as the run's evaluation does, but for these options."""
+        """A predictor that does as the run's evaluation, except for these options."""
         config = self.apply(trained.eval_config)
         score_fn = create_image_score_fn(trained.model, config)
         variables = fold_batch_norm(self.choose_variables(trained), trained.model.dtype)
@@ -99,7 +99,7 @@ class Options:
         return dataclasses.replace(config, flip=flip, scales=self.scales or config.scales)
 
     def compute_fingerprint(self, trained: Trained) -> str:
-        """What tells predictions of one split apart."""
+        """Identifies the weights and options that a prediction was made with."""
         config = self.apply(trained.eval_config)
         fingerprint = compute_fingerprint(self.choose_variables(trained))
         fingerprint += f" flip={config.flip} scales={tuple(config.scales)}"
@@ -109,7 +109,7 @@ class Options:
         """The weights to predict with.
 
         Raises:
-          ValueError: if there are no averaged weights and they are wanted.
+          ValueError: if averaged weights are wanted and the run has none.
         """
         if not self.ema:
             return trained.variables
@@ -124,8 +124,8 @@ def predict(
     output: str | os.PathLike,
     options: Options = Options(),
 ) -> list[pathlib.Path]:
-    """Writes `NAME.png`, a class map, and `NAME_overlay.png` for each image, `classes.json`
-    beside them, and `NAME_overlay.mp4` for each video.
+    """Writes `NAME.png`, a class map, and `NAME_overlay.png` for each image, `NAME_overlay.mp4`
+    for each video, and `classes.json`.
 
     Images are prepared as in the run's evaluation (`config.eval.image_size`) and the logits
     upsampled to the image's own size. A class map holds the values of the data set's label files,
@@ -133,17 +133,17 @@ def predict(
     of a folder is printed.
 
     Args:
-      workdir: of a run with a checkpoint; or what was loaded already.
+      workdir: of a run with a checkpoint; or what was already loaded.
       paths: image and video files, or folders of them; the output mirrors their subfolders.
-      output: a folder; created where missing. Files of the same name are replaced.
+      output: a folder; created if missing. Files of the same name are replaced.
       options: how.
 
     Returns:
       The paths written.
 
     Raises:
-      ValueError: if a path does not exist, two predictions would be one file, or, after all others
-        are written, some inputs cannot be read.
+      ValueError: if a path does not exist, two predictions would have the same path, or, after
+        all others are written, some inputs cannot be read.
     """
     folder, drawing = pathlib.Path(output), options.drawing
     inputs = find_inputs(paths, folder)
@@ -177,7 +177,7 @@ def predict_split(
     """Writes label ids for a whole split of the run's data set, see `write_label_ids`.
 
     Raises:
-      ValueError: if images are missing or cannot be read; before anything is predicted where the
+      ValueError: if images are missing or cannot be read; before anything is predicted if the
         split's folders show it.
     """
     run = load_run(workdir)

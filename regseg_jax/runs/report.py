@@ -23,9 +23,9 @@ from regseg_jax.training.train_state import TrainState
 
 
 class Report:
-    """Shows how far a run is, and writes what it measures; a context manager.
+    """Shows the progress of a run and writes its metrics; a context manager.
 
-    Of several processes the main one alone shows and writes.
+    With several processes, only the main one shows and writes.
 
     Args:
       run: what is trained.
@@ -48,20 +48,20 @@ class Report:
     def __enter__(self) -> Self:
         self._stack.enter_context(self._writer)
         self._stack.enter_context(self._progress)
-        self._say_what_to_know()
+        self._write_notices()
         return self
 
     def __exit__(self, *exception: Any) -> None:
         self._stack.__exit__(*exception)
 
-    def _say_what_to_know(self) -> None:
+    def _write_notices(self) -> None:
         run, data = self._run, self._run.config.data
         for warning in describe_gaps(run.model.variant.backbone):
             self.write(warning)
         if run.eval_name != data.eval_split:
             self.write(
                 f"the {data.eval_split} images are trained on (train_split is "
-                f"{data.train_split}): their scores, {run.eval_name}/*, say little of other images"
+                f"{data.train_split}): their scores, {run.eval_name}/*, tell little about others"
             )
         if run.initial:
             self.write(run.initial.report)
@@ -69,7 +69,7 @@ class Report:
             self.write(f"going on from the checkpoint of step {self._step}")
 
     def write(self, text: str) -> None:
-        """Prints a line beside the progress bar."""
+        """Prints a line above the progress bar."""
         self._progress.write(text)
 
     def waiting(self) -> AbstractContextManager[None]:
@@ -99,7 +99,7 @@ class Report:
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
-        """The time inside is left out of the training's images a second."""
+        """The time inside is left out of the training's images per second."""
         with self._progress.paused():
             yield
 
@@ -111,7 +111,7 @@ class Report:
         Args:
           state: of the run.
           evaluation: with its weights.
-          averaged: with their average; None where there is none.
+          averaged: with their average; None if there is none.
         """
         self._add_scores(evaluation, self._run.eval_name)
         if averaged:

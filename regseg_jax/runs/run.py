@@ -20,7 +20,7 @@ from regseg_jax.data.augment import augment
 from regseg_jax.data.class_weights import check_class_weights, load_class_weights
 from regseg_jax.data.classes import ClassTable
 from regseg_jax.data.dataset import name_evaluation
-from regseg_jax.data.pipeline import Batch, ProcessShare, create_train_iterator
+from regseg_jax.data.pipeline import Batch, ProcessShard, create_train_iterator
 from regseg_jax.data.sampling import Sampler, check_epoch_size
 from regseg_jax.data.sources.source import Source
 from regseg_jax.data.survey import Survey, find_warnings, survey_source
@@ -69,10 +69,10 @@ class Run:
       class_weights: of each training id in the loss; None: all count the same.
       sampler: the order of training.
       mesh: over which the batches are sharded.
-      model: in the run's precision; with dilation rates to search where the config says so.
+      model: in the run's precision; with dilation rates to search if the config says so.
       tx: the optimizer.
       learning_rate_fn: of the step's number.
-      rate_search: how dilation rates move; None where they are fixed.
+      rate_search: how dilation rates move; None if they are fixed.
       augment_fn: of a batch, on the device.
       conv_lowerings: measured choices for its convolutions; None: each platform's own.
       initial: weights of another run to start from; None: random ones.
@@ -103,7 +103,7 @@ class Run:
     def create(cls, config: ConfigDict, workdir: str | os.PathLike) -> "Run":
         """Makes every part and claims the workdir.
 
-        Whatever is wrong with config, data or workdir shows here, before anything long starts.
+        Faults of config, data or workdir show here, before long work starts.
         A new run's images are all decoded once (`config.data.check`).
 
         Raises:
@@ -118,7 +118,7 @@ class Run:
         create_mesh(config.eval.batch_size, "eval.batch_size")
         check_epoch_size(len(train_source), config.global_batch_size)
         model = create_run_model(config)
-        is_new = not has_checkpoint(workdir)  # asked by every process, for Orbax lets them meet
+        is_new = not has_checkpoint(workdir)  # in every process: Orbax synchronises them
         initial = None
         if config.init_from and is_new:
             initial = load_initial_weights(config.init_from, model)
@@ -233,21 +233,21 @@ class Run:
         return create_train_iterator(
             self.train_source,
             self.sampler,
-            ProcessShare(jax.process_index(), jax.process_count()),
+            ProcessShard(jax.process_index(), jax.process_count()),
             start_step=start_step,
             num_steps=num_steps,
             num_workers=self.config.data.num_workers,
         )
 
     def create_evaluator(self) -> Evaluator:
-        """What scores the evaluation split."""
+        """Scores the evaluation split."""
         config = self.config
         return Evaluator.create(
             self.model, self.eval_source, self.class_table, config.eval, config.data.num_workers
         )
 
     def create_precise_bn(self) -> PreciseBatchNorm:
-        """What replaces running statistics before an evaluation, where the config says so."""
+        """Replaces running statistics before an evaluation, if the config says so."""
         return PreciseBatchNorm(
             self.model,
             self.augment_fn,

@@ -10,7 +10,7 @@ from regseg_jax.training.metrics import Scores
 
 def named_scores(scores: Scores, class_table: ClassTable, split: str) -> dict[str, float]:
     """Scores by metric key: `val/mean_iou`, `val/pixel_accuracy`, `val/iou/CLASS`, in [0, 1];
-    and `val/mean_iou_reduced` where the class table says what it leaves out.
+    and `val/mean_iou_reduced` if the class table leaves classes out of it.
     """
     named = {f"{split}/mean_iou": scores.mean_iou, f"{split}/pixel_accuracy": scores.pixel_accuracy}
     for name, iou in zip(class_table.class_names, scores.iou_per_class, strict=True):
@@ -21,7 +21,7 @@ def named_scores(scores: Scores, class_table: ClassTable, split: str) -> dict[st
 
 
 def format_scores(scores: Scores, class_table: ClassTable) -> str:
-    """A table of IoU a class in percent, their mean, and which classes are left out."""
+    """A table of each class's IoU in percent, the mean, and which classes are left out."""
     rows = [
         (name, "absent" if np.isnan(iou) else f"{100 * iou:.2f}")
         for name, iou in zip(class_table.class_names, scores.iou_per_class, strict=True)
@@ -39,7 +39,7 @@ def format_scores(scores: Scores, class_table: ClassTable) -> str:
 
 
 def format_evaluation(evaluation: Evaluation, class_table: ClassTable) -> str:
-    """`format_scores`, and a table of the worst images where some were asked for."""
+    """`format_scores`, and a table of the worst images if any were asked for."""
     table = format_scores(evaluation.scores, class_table)
     if not evaluation.worst:
         return table

@@ -1,4 +1,4 @@
-"""train(config, workdir): a whole run, from top to bottom."""
+"""train(config, workdir): a whole training run."""
 
 import contextlib
 import os
@@ -57,7 +57,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Evaluation | None:
 
             is_last = step == run.num_steps
             if step % run.eval_every_steps == 0 or is_last:
-                report.check_losses()  # raises where one is not finite: nothing bad is ever saved
+                report.check_losses()  # raises if one is not finite: nothing bad is ever saved
                 with report.evaluating():
                     state = precise_bn(state)
                     evaluation = evaluator(state.variables)

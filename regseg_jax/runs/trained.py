@@ -52,7 +52,7 @@ class TrainedRun:
 
 
 def load_run(workdir: str | os.PathLike) -> TrainedRun:
-    """Reads the best checkpoint of a run by mean IoU, or the newest where none was evaluated.
+    """Reads the best checkpoint of a run by mean IoU, or the newest if none was evaluated.
 
     Raises:
       ValueError: if workdir holds no run or no checkpoint.

@@ -12,7 +12,7 @@ from regseg_jax.models import variants
 from regseg_jax.runtime.environment import describe_environment
 from regseg_jax.runtime.files import write_json
 
-# What may change between the starts of one run, for it does not change the result.
+# What may change between the starts of one run, because it does not change the result.
 MAY_CHANGE = (
     *("data.data_dir", "data.num_workers", "data.check", "data.centroid_file", "data.cache_dir"),
     *("log_every_steps", "checkpoint_every_steps", "eval.num_panels", "eval.num_worst"),
@@ -26,7 +26,7 @@ class WorkdirLock:
     machines where their shared file system passes locks on, as NFS and Lustre do by default.
 
     Args:
-      workdir: the run's folder; created where missing.
+      workdir: the run's folder; created if missing.
 
     Raises:
       ValueError: if another process holds it, or the folder cannot be written to.
@@ -61,7 +61,7 @@ class WorkdirLock:
 
 
 def claim_workdir(config: Config, workdir: str | os.PathLike) -> None:
-    """Makes workdir this config's: writes `config.json`, or compares with the one that is there.
+    """Writes `config.json`, or compares the config with the one that is there.
 
     Raises:
       ValueError: if the folder cannot be written to, or belongs to a run of another config; names
@@ -86,7 +86,7 @@ def check_same_run(
     workdir: str | os.PathLike,
     ignored: tuple[str, ...] = MAY_CHANGE,
 ) -> None:
-    """Raises ValueError where two configs differ in a key that starts with none of `ignored`."""
+    """Raises ValueError if two configs differ in a key that starts with none of `ignored`."""
     old, new = _describe(saved), _describe(config)
     differences = [
         f"{key} was {old[key]!r} and is {new[key]!r}"

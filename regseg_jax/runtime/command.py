@@ -1,4 +1,4 @@
-"""What the commands share: flags, errors as one line, and JAX's set-up."""
+"""What all commands need: flags, errors as one line, and JAX's set-up."""
 
 import os
 import pathlib
@@ -12,7 +12,7 @@ from regseg_jax.runtime.recipes import find_config
 
 
 def run_command(main: Callable[[list[str]], None], name: str) -> None:
-    """Runs a command: `main(arguments that are no flags)`.
+    """Runs a command: `main(arguments other than flags)`.
 
     A ValueError, OSError or FloatingPointError (the errors that tell a user what to fix) is
     printed as one line, and the exit code is 1.

@@ -8,9 +8,9 @@ def require_packages(what: str, modules: Sequence[str], install: str | None = No
     """Raises ValueError with the command that installs what is missing.
 
     Args:
-      what: needs them, for the message.
+      what: the feature that needs them, for the message.
       modules: to import.
-      install: what to install; None where the packages have the modules' names.
+      install: what to install; None if the packages have the modules' names.
     """
     for module in modules:
         try:

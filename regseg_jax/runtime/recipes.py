@@ -5,7 +5,7 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-# Where recipes are looked for by name: here, in the installed package, and beside it in a checkout.
+# Where recipes are looked for by name: in the installed package, or next to it in a checkout.
 _PACKAGE = pathlib.Path(__file__).parents[1]
 _FOLDERS = (pathlib.Path("configs"), _PACKAGE / "configs", _PACKAGE.parent / "configs")
 

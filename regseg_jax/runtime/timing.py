@@ -1,4 +1,4 @@
-"""Times and differences in numbers. Needs Python alone, for one benchmark runs without JAX."""
+"""Times and differences in numbers. Needs Python alone, because one benchmark runs without JAX."""
 
 import statistics
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ def summarize(seconds: Sequence[float]) -> dict[str, float]:
 
 
 def check_difference(relative_difference: float, tolerance: float) -> None:
-    """Raises a ValueError if a difference to float32 is beyond rounding, or no number."""
+    """Raises a ValueError if a difference to float32 is beyond rounding, or not a number."""
     if not relative_difference <= tolerance:
         raise ValueError(
-            f"differs from float32 by {relative_difference:.3g} deviations; "
-            f"rounding explains {tolerance}"
+            f"differs from float32 by {relative_difference:.3g} standard deviations of "
+            f"the logits; rounding explains {tolerance}"
         )
 
 

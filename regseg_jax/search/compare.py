@@ -93,7 +93,7 @@ def compare(
     """Trains what is not trained yet, then writes `comparison.json` and `comparison.png`.
 
     Args:
-      config: of every run, but for its seed; its model has the hand-tuned rates.
+      config: of every run, except for its seed; its model has the hand-tuned dilation rates.
       found: a variant file or a model's name.
       workdir: a folder with a run in each subfolder.
       num_seeds: runs of each kind of rates.
@@ -139,7 +139,7 @@ def format_comparison(records: Sequence[dict]) -> str:
     for rates in RATES:
         runs = [record for record in records if record["rates"] == rates]
         scores = [100 * record["mean_iou"] for record in runs]
-        deviation = f"{statistics.stdev(scores):.2f}" if len(scores) > 1 else "-"
+        std = f"{statistics.stdev(scores):.2f}" if len(scores) > 1 else "-"
         fields = sorted({record["field_of_view"] for record in runs})
         rows.append(
             (
@@ -147,7 +147,7 @@ def format_comparison(records: Sequence[dict]) -> str:
                 ", ".join(map(str, fields)),
                 ", ".join(f"{score:.2f}" for score in scores),
                 f"{statistics.mean(scores):.2f}",
-                deviation,
+                std,
             )
         )
     return format_table(("rates", "field of view", "mean IoU %", "mean", "std"), rows)

@@ -1,4 +1,4 @@
-"""Times the training step of a search beside that of fixed rates, in turns within one run.
+"""Times the training step of a search and that of fixed dilation rates, in turns within one run.
 
 python -m regseg_jax.search.cost --model=searched_decoder26 --size=256,256 --batch_size=4
 

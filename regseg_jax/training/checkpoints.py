@@ -20,15 +20,15 @@ _METRIC = "mean_iou"
 
 
 class MismatchError(ValueError):
-    """A checkpoint of another model or precision."""
+    """The checkpoint is of another model or precision."""
 
 
 class CheckpointManager:
     """The checkpoints of a run: the two newest and the best by mean IoU are kept.
 
-    A checkpoint is written to a temporary folder and renamed when it is complete, so a run killed
-    while saving leaves the one before. The input needs no state of its own: its position is
-    the step's number (see `data.sampling`), which is in the checkpoint.
+    A checkpoint is written to a temporary folder and renamed when it is complete, so a run that is
+    killed while saving still has the one before. The input needs no state of its own: its
+    position is the step's number (see `data.sampling`), which is in the checkpoint.
     """
 
     def __init__(self, workdir: str | os.PathLike, *, read_only: bool = False):
@@ -71,8 +71,8 @@ class CheckpointManager:
     def save(self, state: TrainState, mean_iou: float | None = None) -> None:
         """Starts saving state under its step; returns before it is on disk.
 
-        A step that is there already is left as it is: it is the same, for a run is a function of
-        its config.
+        A step that is there already is left as it is: a run is a function of its config, so it is
+        the same.
 
         Raises:
           OSError: if this or the save before failed, on a full or read-only disk for instance; the
@@ -86,11 +86,11 @@ class CheckpointManager:
             self._manager.save(step, args=ocp.args.StandardSave(_to_tree(state)), metrics=metrics)
 
     def latest_step(self) -> int | None:
-        """The newest step that is whole on disk, or None."""
+        """The newest step that is complete on disk, or None."""
         return self._manager.latest_step()
 
     def best_step(self) -> int | None:
-        """The step of the highest mean IoU; the newest where none was evaluated; or None."""
+        """The step of the highest mean IoU; the newest if none was evaluated; or None."""
         best = self._manager.best_step()
         return self.latest_step() if best is None else best
 
@@ -110,13 +110,13 @@ class CheckpointManager:
         return dataclasses.replace(like, **tree)
 
     def restore_newest(self, like: TrainState) -> TrainState | None:
-        """Reads the newest checkpoint; one that is damaged is set aside for the one before.
+        """Reads the newest checkpoint; if it is damaged, sets it aside and reads the one before.
 
         A damaged checkpoint, truncated by a failing disk for instance, is renamed to
         `STEP.damaged`, with a warning.
 
         Returns:
-          The state; None where there is no checkpoint.
+          The state; None if there is no checkpoint.
 
         Raises:
           MismatchError: if the checkpoint has other parameters or shapes.
@@ -192,7 +192,7 @@ def _find_steps(directory: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _find_undescribed(directory: pathlib.Path) -> list[pathlib.Path]:
-    """The checkpoints whose JSON files are not JSON, as a power failure leaves them."""
+    """The checkpoints whose JSON files are not JSON, as after a power failure."""
     damaged = []
     for step in _find_steps(directory):
         for path in (step / "_CHECKPOINT_METADATA", step / "metrics" / "metrics"):

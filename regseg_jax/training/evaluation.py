@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from regseg_jax.data.augment import resize_and_normalize
 from regseg_jax.data.classes import IGNORE_LABEL, ClassTable
-from regseg_jax.data.pipeline import Batch, EvalPlan, ProcessShare, create_eval_iterator
+from regseg_jax.data.pipeline import Batch, EvalPlan, ProcessShard, create_eval_iterator
 from regseg_jax.data.sources.source import Source
 from regseg_jax.models.folding import fold_batch_norm
 from regseg_jax.models.regseg import RegSeg
@@ -37,13 +37,13 @@ class EvalConfig:
     """How whole images are scored: `config.eval`."""
 
     image_size: tuple[int, ...] = ()  # images are resized to it; (): left as they are
-    size_multiple: int = 1  # where sizes differ, pad to multiples of it: fewer to compile
+    size_multiple: int = 1  # if sizes differ, pad to multiples of it: fewer to compile
     batch_size: int = 8  # over all devices
     every_epochs: int = 10
     num_panels: int = 4  # pictures drawn at each evaluation
     num_worst: int = 0  # images of the lowest mean IoU that are listed and drawn
-    # Above 0: before each evaluation the running statistics become the mean over so many
-    # training images (the paper: 600).
+    # Above 0: before each evaluation the running statistics become the mean over this
+    # many training images (the paper: 600).
     precise_bn_images: int = 0
     flip: bool = False  # whether probabilities are averaged with the mirrored image's
     scales: tuple[float, ...] = (1.0,)  # and over these sizes of the image
@@ -61,7 +61,7 @@ class EvalConfig:
 
 
 def create_preprocess_fn(config: EvalConfig) -> Callable[[jax.Array], jax.Array]:
-    """What turns whole images uint8[B, H, W, 3] into the model's input f32[B, h, w, 3]."""
+    """A function of whole images uint8[B, H, W, 3] to the model's input f32[B, h, w, 3]."""
 
     def preprocess(images: jax.Array) -> jax.Array:
         return resize_and_normalize(images, config.image_size or images.shape[1:3])
@@ -70,7 +70,7 @@ def create_preprocess_fn(config: EvalConfig) -> Callable[[jax.Array], jax.Array]
 
 
 def create_image_score_fn(model: RegSeg, config: EvalConfig) -> ScoreFn:
-    """What scores the classes of whole images, see `steps.create_score_fn`."""
+    """A function that scores the classes of whole images, see `steps.create_score_fn`."""
     return create_score_fn(
         model, create_preprocess_fn(config), scales=config.scales, flip=config.flip
     )
@@ -172,12 +172,12 @@ class Evaluator:
     def _predict_batches(
         self, variables: dict[str, Any]
     ) -> Iterator[tuple[Batch, jax.Array, ConfusionMatrix]]:
-        """Yields each batch with its results, one batch behind the device, which never idles."""
+        """Yields each batch with its results, one batch behind the device, to keep that busy."""
         plan = EvalPlan.create(self.source, self.config.batch_size, self.config.size_multiple)
-        share = ProcessShare(jax.process_index(), jax.process_count())
+        shard = ProcessShard(jax.process_index(), jax.process_count())
         previous = None
         with (
-            create_eval_iterator(self.source, plan, share, num_workers=self.num_workers) as batches,
+            create_eval_iterator(self.source, plan, shard, num_workers=self.num_workers) as batches,
             tqdm(
                 desc="evaluating",
                 total=plan.num_batches,
@@ -199,7 +199,7 @@ class Evaluator:
 
 
 def _image_mean_iou(label: np.ndarray, prediction: np.ndarray, class_table: ClassTable) -> float:
-    """Of one image; infinite, so never among the worst, where nothing is labelled."""
+    """Of one image; infinite if nothing is labelled, so that it is never among the worst."""
     n, scored = class_table.num_classes, label != IGNORE_LABEL
     cells = label[scored].astype(np.int64) * n + prediction[scored]
     mean_iou = compute_scores(np.bincount(cells, minlength=n * n).reshape(n, n)).mean_iou
@@ -207,6 +207,6 @@ def _image_mean_iou(label: np.ndarray, prediction: np.ndarray, class_table: Clas
 
 
 def _local_rows(x: jax.Array) -> np.ndarray:
-    """The rows of a batch-sharded array that lie on this process's devices, in order."""
+    """The rows of a batch-sharded array that are on this process's devices, in order."""
     shards = sorted(x.addressable_shards, key=lambda shard: shard.index[0].start or 0)
     return np.concatenate([np.asarray(shard.data) for shard in shards])

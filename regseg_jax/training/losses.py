@@ -1,9 +1,9 @@
 """Pixel losses over the global batch; ignored pixels count nowhere.
 
-The logits may be smaller than the labels by a whole factor, as decoders make them: see
+The logits may be smaller than the labels by an integer factor, as decoders make them: see
 `ops.upsampled_loss`. Inside `jax.shard_map` the arrays are one device's shard: there `axis_name`
-is the mapped axis whose devices hold the global batch, and each sum over pixels is one over devices
-too.
+is the mapped axis whose devices hold the global batch, and each sum over pixels is also
+a sum over devices.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ class LossConfig:
     name: str = "cross_entropy"  # or bootstrapped_cross_entropy
     threshold: float = 0.3  # bootstrapped: pixel losses above it count
     min_pixel_share: float = 1 / 16  # bootstrapped: the least fraction of the batch's pixels
-    class_weights: str | tuple = ""  # a number a class, median_frequency, inverse_log; "": none
+    class_weights: str | tuple = ""  # one number per class, median_frequency, inverse_log; "": none
 
     def __post_init__(self) -> None:
         check_one_of("loss.name", self.name, LOSSES)
@@ -76,8 +76,8 @@ def bootstrapped_cross_entropy(
 ) -> Array:
     """Mean over the hard pixels: those of a loss above the threshold, or the largest ones.
 
-    The `min_pixels` largest are taken when no more than so many exceed the threshold (the
-    author's loss for the Cityscapes test submission). Ties at the boundary share the gradient.
+    The `min_pixels` largest are taken if no more than that exceed the threshold (the author's loss
+    for the Cityscapes test submission). The gradient is divided equally among ties.
 
     Args:
       logits: [B, h, w, num_classes] of any float dtype.
@@ -118,8 +118,9 @@ def _divide_sums(total: Array, weight: Array, axis_name: str | None) -> Array:
 def _kth_largest(x: Array, k: int, axis_name: str | None) -> Array:
     """The k-th largest of non-negative f32 values, exactly.
 
-    Finds its bit pattern, for those are ordered as the values are, four bits at a time from the
-    highest: 8 rounds of 15 counts, where a sort would gather the global batch on one device.
+    Finds its bit pattern, four bits at a time from the highest, because bit patterns are ordered as
+    the values are. It takes 8 rounds of 15 counts; a sort would gather the global batch on one
+    device.
     """
     bits = lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
 
@@ -137,7 +138,7 @@ def _kth_largest(x: Array, k: int, axis_name: str | None) -> Array:
 def create_loss_fn(
     config: LossConfig, num_pixels: int, class_weights: Sequence[float] | None = None
 ) -> Callable[..., Array]:
-    """The config's loss over a global batch of crops of so many pixels in all."""
+    """The config's loss over a global batch of crops that hold num_pixels in all."""
     if config.name == "cross_entropy":
         return functools.partial(cross_entropy, class_weights=class_weights)
     return functools.partial(

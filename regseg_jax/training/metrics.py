@@ -51,13 +51,13 @@ class ConfusionMatrix(metrics.Metric):
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """What a confusion matrix says.
+    """The scores of a confusion matrix.
 
     Attributes:
       confusion_matrix: i64[num_classes, num_classes], [label, prediction].
       iou_per_class: f64[num_classes] in [0, 1]; NaN for a class in neither labels nor predictions.
       mean_iou: over the classes that are present; NaN if none is.
-      pixel_accuracy: the share of labelled pixels predicted right; NaN if there is none.
+      pixel_accuracy: the fraction of labelled pixels whose class is right; NaN without any.
       absent_classes: ids that mean_iou leaves out.
     """
 

@@ -29,7 +29,7 @@ def _exponential(progress: jax.Array, power: float) -> jax.Array:
     return 0.01**progress
 
 
-# The decay's factor of the progress, steps taken / steps in all, in [0, 1].
+# The decay's factor as a function of the progress, steps taken / all steps, in [0, 1].
 DECAYS = {"poly": _poly, "cosine": _cosine, "step": _step, "exponential": _exponential}
 
 
@@ -67,7 +67,7 @@ def create_learning_rate_fn(
     """A decay over all steps, times a linear warm-up (paper, section 4.1: poly).
 
     Args:
-      base_learning_rate: what decay and warm-up are factors of.
+      base_learning_rate: what decay and warm-up multiply.
       num_steps: the decay ends here, one step after the last: poly and cosine at 0, exponential
         and step at 0.01 (step is 0.1 from 89 % of the steps on, 0.01 from 96 % on).
       warmup_steps: the warm-up's factor goes from warmup_factor at step 0 to 1 at this step.
@@ -90,7 +90,7 @@ def create_learning_rate_fn(
 
 
 def decay_mask(params: Any) -> Any:
-    """True for what weight decay acts on: all but batch norm's scale and bias."""
+    """True where weight decay applies: everywhere except batch norm's scale and bias."""
 
     def decays(path: tuple, _: Any) -> bool:
         *_, module, leaf = (key.key for key in path)

@@ -1,4 +1,4 @@
-"""Precise batch norm: running statistics that are those of the present weights alone."""
+"""Precise batch norm: running statistics of the current weights alone."""
 
 import contextlib
 import functools
@@ -25,9 +25,9 @@ CreateBatches = Callable[..., contextlib.AbstractContextManager[Iterator[dict[st
 class PreciseBatchNorm:
     """Replaces a state's running statistics by the mean over batches of training images.
 
-    The running statistics lag behind the weights: they remember batches that weights long gone
-    have seen. Training does not read them, so replacing them changes evaluation alone. The
-    batches are always the run's first ones, augmented as they were then.
+    The running statistics lag behind the weights: they still hold the statistics of batches
+    that earlier weights saw. Training does not read them, so replacing them changes evaluation
+    alone. The batches are always the run's first ones, augmented as they were then.
 
     Args:
       model: of the run.

@@ -62,7 +62,7 @@ def create_search_model(
     Every rate starts at initial_rate, or at the bound where that is lower.
 
     Raises:
-      ValueError: if a block's channels do not split into so many branches.
+      ValueError: if a block's channels do not split into this many branches.
     """
     num_blocks = len(variants.get_dilation_rates(variant.backbone))
     ones = variants.replace_dilation_rates(variant.backbone, num_blocks * [num_branches * [1]])
@@ -85,7 +85,7 @@ def clamp_rates(rates: Array, first_field_of_view: int) -> Array:
     """Puts rates between 1 and the bound that the (clamped) rates before them set.
 
     Args:
-      rates: [blocks, branches], whole or real, in the order of computation.
+      rates: [blocks, branches], integers or real numbers, in the order of computation.
       first_field_of_view: of the first block's input, in pixels.
 
     Returns:
@@ -177,7 +177,7 @@ class RateSearch:
         return jnp.stack([flat[_path(layer, RATES)] for layer in self.layers])
 
     def fetch_rates(self, params: Params) -> np.ndarray:
-        """`get_rates` on this process alone, for logs and files."""
+        """`get_rates` on this process alone; for logs and files."""
         flat = flatten_dict(params)
         return np.stack([np.asarray(flat[_path(layer, RATES)]) for layer in self.layers])
 

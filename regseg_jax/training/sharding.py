@@ -1,4 +1,4 @@
-"""The device mesh, how arrays lie on it, and the processes of a run."""
+"""The device mesh, how arrays are sharded over it, and the processes of a run."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 BATCH_AXIS = "data"
 
-# A process that is silent for so long is dead: the others end with a message that names it.
+# A process that is silent for this long is dead: the others end with a message that names it.
 HEARTBEAT_TIMEOUT_SECONDS = 30
 # For how long the first process to end waits for the others, which may still be saving.
 SHUTDOWN_TIMEOUT_SECONDS = 300
@@ -59,7 +59,7 @@ def single_device_mesh() -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """A whole copy on each device."""
+    """A full copy on each device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
@@ -89,7 +89,7 @@ def is_main_process() -> bool:
 
 @contextlib.contextmanager
 def main_process_first() -> Iterator[None]:
-    """The other processes enter when the main one has left: they find the files that it made."""
+    """The other processes enter after the main one has left, and find the files that it made."""
     if not is_main_process():
         multihost_utils.sync_global_devices("main process first")
     try:

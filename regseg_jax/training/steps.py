@@ -1,7 +1,7 @@
-"""The two computations of a run, pure and free of configuration; their callers jit them.
+"""The training and the evaluation step: pure functions, for the caller to jit.
 
-Each says its parallelism itself: inside `jax.shard_map` every device computes on its own shard of
-the batch, and what runs over the global batch is an explicit sum over `BATCH_AXIS`. Left to XLA's
+Both are parallel explicitly: inside `jax.shard_map` every device computes on its own shard of the
+batch, and what concerns the global batch is a sum over `BATCH_AXIS`. Left to XLA's
 partitioner, grouped convolutions on GPUs would gather the global batch on every device.
 """
 
@@ -55,7 +55,7 @@ def create_train_step(
 
     Args:
       model: its dtype is the precision of the forward and backward passes.
-      tx: its `update` is given the step's number as `step`.
+      tx: its `update` gets the step's number as `step`.
       learning_rate_fn: tx's, for the metric.
       loss_fn: (logits [b, h / s, w / s, num_classes] of the decoder's stride s, labels
         i32[b, h, w], axis_name=) -> f32[], of the global batch that the axis's devices hold.
@@ -64,9 +64,9 @@ def create_train_step(
       rng: of the run; each step folds in its number.
       mesh: the devices that batches are split over, along the axis `BATCH_AXIS`.
       ema_decay: of the average of the weights and statistics, where the state holds one; after
-        t steps at most (1 + t) / (10 + t), so that it soon forgets where it started.
+        t steps at most (1 + t) / (10 + t), so that its start soon stops mattering.
       batch_norm_per_device: whether batch norm's statistics are those of each device's images,
-        which saves a sum over devices a layer, not those of the global batch. The running
+        not those of the global batch, which saves a sum over devices per layer. The running
         statistics are the mean over devices.
 
     Returns:
@@ -162,7 +162,7 @@ def create_score_fn(
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
 ) -> ScoreFn:
-    """Builds what scores the classes of whole images.
+    """Builds the function that scores the classes of whole images.
 
     Args:
       model: of the run.
@@ -172,8 +172,8 @@ def create_score_fn(
 
     Returns:
       A function of (variables, images uint8[B, H, W, 3], size) to f32[B, *size, num_classes],
-      the larger the likelier: the logits where one input is seen, else the mean of the
-      probabilities over all inputs.
+      higher for likelier classes: the logits of a single input, or the mean of the probabilities
+      over several.
     """
 
     def score_fn(variables: dict[str, Any], images: Array, size: tuple[int, int]) -> Array:

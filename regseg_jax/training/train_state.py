@@ -13,7 +13,7 @@ from regseg_jax.models.regseg import RegSeg
 
 @struct.dataclass
 class TrainState:
-    """All that changes in training.
+    """The state that training changes.
 
     Attributes:
       step: i32[], steps taken, skipped ones included.
@@ -53,7 +53,7 @@ def start_from(
     with_ema: bool = False,
 ) -> TrainState:
     """The state of step 0 with these params and batch_stats."""
-    # Copied: the training step gives its arguments' memory away, and no array twice.
+    # Copied: the training step donates its arguments, and no array may be donated twice.
     average = {name: jax.tree.map(jnp.copy, variables[name]) for name in ("params", "batch_stats")}
     return TrainState(
         step=jnp.zeros((), jnp.int32),

@@ -31,7 +31,7 @@ class LoadedWeights:
       variables: {"params", "batch_stats"}, f32 arrays of numpy.
       class_table: the classes, in the order of the logits.
       image_size: height and width that images are resized to first; (): left as they are.
-      report: one line for the user: what was read, and what the file does not say and was assumed.
+      report: one line for the user: what was read, and what was assumed.
     """
 
     variant: Variant
@@ -51,7 +51,7 @@ class WeightsFile:
 
     Attributes:
       arrays: by PyTorch's names and in its layout; floats are float32.
-      metadata: see `metadata.create_metadata`; {} for files that others wrote.
+      metadata: see `metadata.create_metadata`; {} for files of other programs.
       report: one line: what was read and what was not.
     """
 
@@ -61,18 +61,18 @@ class WeightsFile:
 
 
 def load_weights(path_or_name: str | os.PathLike, model_name: str | None = None) -> LoadedWeights:
-    """Reads weights to predict with: `predict --weights=FILE`.
+    """Reads weights to predict with, as `predict --weights=FILE` does.
 
     Args:
-      path_or_name: a file by `regseg_jax.export --format=safetensors` or `torch`, one that others
-        wrote with the author's names in either format, or the name of shipped weights.
+      path_or_name: a file by `regseg_jax.export --format=safetensors` or `torch`, a file of another
+        program with the author's names in either format, or the name of shipped weights.
       model_name: the variant, where the file does not say it and variants differ in dilation rates
         only; None: the file's own.
 
     Raises:
       OSError: if the file cannot be read.
-      ValueError: if there is no such file or name, or it holds no weights of a variant, or of
-        several that differ in dilation rates only, or of another one than model_name.
+      ValueError: if there is no such file or name, or it holds no weights of a variant, or fits
+        several that differ in dilation rates only, or another one than model_name.
     """
     path = find_weights(path_or_name)
     file = load_weights_file(path)
@@ -103,7 +103,7 @@ def _find_variant(path: pathlib.Path, file: WeightsFile, model_name: str | None)
     if len(names) > 1:
         raise ValueError(
             f"{path} does not say its variant, and {', '.join(names)} have its shapes: they "
-            "differ in dilation rates only; say which it is by --model=NAME"
+            "differ in dilation rates only; pass --model=NAME"
         )
     return get_variant(names[0])
 

@@ -1,4 +1,4 @@
-"""What stands beside weights in a file, so that they can be used without the run: plain data."""
+"""Metadata of a weights file: what is needed to use the weights without the run."""
 
 import contextlib
 import importlib.metadata
@@ -51,7 +51,7 @@ def create_metadata(
 
 
 def parse_texts(texts: Mapping[str, str]) -> dict[str, Any]:
-    """The metadata of a safetensors file; nothing for a file that others wrote."""
+    """The metadata of a safetensors file; {} for a file of another program."""
     if not {"name", "num_classes"} <= texts.keys():
         return {}
     strings = ("name", "class_table", "version")
@@ -59,7 +59,7 @@ def parse_texts(texts: Mapping[str, str]) -> dict[str, Any]:
 
 
 def check_preprocessing(metadata: Mapping[str, Any]) -> None:
-    """Raises ValueError if the weights want another normalisation than this project's."""
+    """Raises ValueError if the weights need another normalisation than this project's."""
     for key, ours in (("mean", MEAN), ("std", STD)):
         theirs = metadata.get(key, ours)
         if len(theirs) != 3 or not np.allclose(theirs, ours, rtol=0, atol=1e-3):
@@ -70,7 +70,7 @@ def check_preprocessing(metadata: Mapping[str, Any]) -> None:
 
 
 def find_class_table(metadata: Mapping[str, Any], num_classes: int) -> tuple[ClassTable, str]:
-    """The classes of weights: the metadata's, those of a data set of as many, or numbered ones.
+    """The classes of weights: the metadata's, those of a data set with as many, or numbered ones.
 
     Returns:
       The table, and where it came from, in words; "" where the metadata say it.
@@ -101,7 +101,7 @@ def _read_class_table(metadata: Mapping[str, Any]) -> ClassTable:
 
 
 def _color(index: int) -> tuple[int, int, int]:
-    """Colours that differ: the bits of the index are dealt to red, green and blue (PASCAL VOC)."""
+    """Colours that differ: the bits of the index go to red, green and blue in turn (PASCAL VOC)."""
     index += 1  # black is for what is ignored
     channels = [0, 0, 0]
     for bit in range(8):

@@ -1,4 +1,4 @@
-"""PyTorch state dicts <-> Flax variables: the names as one table, both ways.
+"""PyTorch state dicts <-> Flax variables, by one table of names.
 
 The PyTorch names are the author's, so that his published weights load here and ours load there.
 Only numpy is needed: a state dict is any mapping of names to arrays (torch tensors on the CPU too).
@@ -17,8 +17,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from regseg_jax.models import variants
 from regseg_jax.models.regseg import RegSeg, create_model
 
-# Module paths: (Flax, PyTorch), slashes between names, {} for a number. A row holds wherever its
-# whole names stand in a path; what no row names is called the same on both sides.
+# Module paths: (Flax, PyTorch), slashes between names, {} for a number. A row applies wherever
+# its full names are in a path; what no row names has the same name on both sides.
 _MODULES = (
     ("backbone", "body"),
     ("stage{}_{}", "stage{}/{}"),
@@ -146,7 +146,7 @@ def to_torch(variables: Mapping, num_batches_tracked: int = 0) -> dict[str, np.n
       Names to numpy arrays, with the author's names; counters int64[].
 
     Raises:
-      ValueError: if a leaf is none of a convolution or a batch norm.
+      ValueError: if a leaf belongs to neither a convolution nor a batch norm.
     """
     state_dict = {}
     flat = flatten_dict({name: variables[name] for name in ("params", "batch_stats")})
@@ -197,7 +197,7 @@ def _rename(source: str, target: str, path: str) -> str:
 
 
 def _nearest_model(arrays: Mapping[str, np.ndarray]) -> RegSeg:
-    """The model of the tables that differs in the fewest blocks and decoder entries."""
+    """The model with the fewest different blocks and decoder entries."""
     blocks = {
         (
             match[1],

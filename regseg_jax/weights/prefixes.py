@@ -1,11 +1,11 @@
-"""What wrappers put before the names of a state dict: `module.`, `model.`, `_orig_mod.`, `net.`."""
+"""Prefixes of wrappers in the names of a state dict: `module.`, `model.`, `_orig_mod.`, `net.`."""
 
 from collections.abc import Mapping
 from typing import TypeVar
 
 Value = TypeVar("Value")
 
-# Every model of the tables has it, and no module inside of one is called so.
+# Every model has it, and no module inside a model has this name.
 _FIRST_NAME = "stem.conv.weight"
 
 
@@ -26,7 +26,7 @@ def strip_prefix(state_dict: Mapping[str, Value]) -> tuple[dict[str, Value], str
     if len(prefixes) > 1:
         raise ValueError(
             f"the state dict holds {len(prefixes)} models, under the prefixes {prefixes}; "
-            "save the one that is wanted alone"
+            "save only the one that you want"
         )
     prefix = prefixes[0] if prefixes else ""
     stripped = {

@@ -1,4 +1,4 @@
-"""safetensors files: a state dict by PyTorch's names, and what is needed to use it as metadata."""
+"""safetensors files: a state dict by PyTorch's names, with metadata to use it."""
 
 import json
 import os
@@ -55,7 +55,7 @@ def load(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]
 
     Raises:
       OSError: if the file cannot be read.
-      ValueError: if it is no safetensors file, or damaged.
+      ValueError: if it is not a safetensors file, or is damaged.
     """
     try:
         with open(path, "rb") as file:
@@ -67,8 +67,8 @@ def load(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]
         }
     except (safetensors.SafetensorError, KeyError) as error:
         raise ValueError(
-            f"{path} ({os.path.getsize(path):,} bytes) is no safetensors file of arrays, or one "
-            f"that is damaged or cut off ({error}); copy or download it again"
+            f"{path} ({os.path.getsize(path):,} bytes) is not a safetensors file of arrays, or "
+            f"is damaged or cut off ({error}); copy or download it again"
         ) from error
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     return arrays, header.get("__metadata__", {})

@@ -18,7 +18,7 @@ class StateDictFile(NamedTuple):
 
     Attributes:
       tensors: the state dict by the author's names, on the CPU, detached.
-      metadata: what `regseg_jax.export` wrote beside it; nothing for files that others wrote.
+      metadata: what `regseg_jax.export` wrote next to it; empty for files of other programs.
       report: one line: where in the file the state dict was, and what was left out.
     """
 
@@ -31,12 +31,12 @@ def load_state_dict_file(path: str | os.PathLike) -> StateDictFile:
     """Reads the state dict of a file by `torch.save`.
 
     It may be bare or under one of the usual keys (also one inside another), its tensors parameters
-    or not, its names with prefixes such as `module.` or `_orig_mod.`, in a training state with the
-    optimizer beside it. Nothing but tensors and plain containers is unpickled.
+    or not, its names with prefixes such as `module.` or `_orig_mod.`, in a training state next to
+    the optimizer's. Nothing but tensors and plain containers is unpickled.
 
     Raises:
       OSError: if the file cannot be read.
-      ValueError: if it is no PyTorch file, is damaged, holds other objects, has no state dict or
+      ValueError: if it is not a PyTorch file, is damaged, holds other objects, has no state dict or
         several, or a tensor in it is not finite.
     """
     content = _load(path)
@@ -58,18 +58,18 @@ def load_state_dict_file(path: str | os.PathLike) -> StateDictFile:
             f"{path} has NaN or infinity in {', '.join(broken[:10])}; the training has diverged: "
             "use an earlier checkpoint"
         )
-    beside = {name: value for name, value in content.items() if name not in keys} if keys else {}
+    others = {name: value for name, value in content.items() if name not in keys} if keys else {}
     parts = [f"{path}: {len(tensors)} tensors"]
     parts += [f"under {'.'.join(keys)!r}"] if keys else []
     parts += [f"without the prefix {prefix!r}"] if prefix else []
-    left_out = [repr(name) for name in (*beside, *state_dict) if _is_left_out(name, beside, prefix)]
+    left_out = [repr(name) for name in (*others, *state_dict) if _is_left_out(name, others, prefix)]
     parts += [f"not read: {', '.join(left_out[:10])}"] if left_out else []
-    is_ours = keys == ("model",) and "name" in beside and "num_classes" in beside
-    return StateDictFile(tensors, beside if is_ours else {}, ", ".join(parts))
+    is_ours = keys == ("model",) and "name" in others and "num_classes" in others
+    return StateDictFile(tensors, others if is_ours else {}, ", ".join(parts))
 
 
-def _is_left_out(name: str, beside: Mapping[str, Any], prefix: str) -> bool:
-    return name in beside or not name.startswith(prefix)
+def _is_left_out(name: str, others: Mapping[str, Any], prefix: str) -> bool:
+    return name in others or not name.startswith(prefix)
 
 
 def _find_state_dict(content: Any) -> tuple[tuple[str, ...], dict[str, Tensor]] | None:
@@ -99,6 +99,6 @@ def _load(path: str | os.PathLike) -> Any:
                 "the file, read it with torch.load(path, weights_only=False) to do so"
             ) from error
         raise ValueError(
-            f"{path} ({os.path.getsize(path):,} bytes) is no PyTorch file, or one that is damaged "
-            "or cut off; copy or download it again, or write it with torch.save"
+            f"{path} ({os.path.getsize(path):,} bytes) is not a PyTorch file, or is damaged or "
+            "cut off; copy or download it again, or write it with torch.save"
         ) from error

@@ -10,7 +10,7 @@ from regseg_jax.benchmark import hlo
 from regseg_jax.models import variants
 from regseg_jax.models.regseg import RegSeg
 
-# Written by hand in the form of the GPU and TPU compilers, which are not needed here.
+# Written by hand as the GPU and TPU compilers write it, which are not needed here.
 GPU_TEXT = """HloModule jit_train_step, is_scheduled=true
 
 %fused_dot (p0: bf16[4,8], p1: bf16[8,16]) -> f32[4,16] {

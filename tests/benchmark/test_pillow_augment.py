@@ -54,7 +54,7 @@ def test_equals_the_real_augmentation_on_equal_crop_parameters():
         # Resizing rounds a level up or down, which the operation then widens.
         assert np.abs(levels).mean() < 0.5, (seed, crop)
         assert np.abs(levels).max() < 4, (seed, crop)
-        # Whole rows and columns differ where a pixel's centre lies on a border, see
+        # Whole rows and columns differ where a pixel's centre is on a border, see
         # tests/data/test_augment.py.
         assert (np.asarray(labels[0]) == expected_labels).mean() > 0.9, (seed, crop)
     assert seen == {*OPERATIONS, True, False}

@@ -47,7 +47,7 @@ def test_a_tpu_s_cycles_and_a_peak_that_is_not_known():
 
 
 class FakeProgram:
-    """Compiled for no device; memory grows by a gigabyte an image."""
+    """Compiled for no device; memory grows by a gigabyte per image."""
 
     def __init__(self, images):
         size = {"argument": 1, "output": 1, "temp": images, "alias": 1}
@@ -82,7 +82,7 @@ def test_what_fits_is_said(compiler, capsys):
     text = programs.format_result(result)
     assert f"that fits is {limit - 1} on a device, {2 * (limit - 1)} in all" in text
     assert "nothing was measured" in text
-    assert "compiling for h100:2, 8 images a device" in capsys.readouterr().out
+    assert "compiling for h100:2, 8 images per device" in capsys.readouterr().out
 
 
 def test_one_compilation_finds_no_limit(compiler):

@@ -59,7 +59,7 @@ _apply = jax.jit(augment.apply_placement, static_argnums=3)
 
 
 def _assert_as_pillow(image, label, size, start, flip, crop_size) -> float:
-    """Returns the share of equal labels."""
+    """Returns the fraction of equal labels."""
     placement = Placement(jnp.array(size), jnp.array(start), jnp.array(flip))
     pixels, labels = _apply(image, label, placement, crop_size)
     assert pixels.shape == (*crop_size, 3)
@@ -74,7 +74,7 @@ def _assert_as_pillow(image, label, size, start, flip, crop_size) -> float:
     equal = np.asarray(labels) == expected_labels
     if flip:
         equal = equal[:, ::-1]
-    # Where a pixel's centre lies on the border of two source pixels, Pillow's sums of rounded
+    # Where a pixel's centre is on the border of two source pixels, Pillow's sums of rounded
     # steps fall on either side.
     row_ties, column_ties = (
         (2 * (first + np.arange(length)) + 1) * side % (2 * resized) == 0
@@ -165,7 +165,7 @@ def test_scales_are_uniform_integers_with_both_ends_and_keep_the_aspect(image_si
     shorter = placement.size[:, shorter_axis]
     sides, counts = np.unique(shorter, return_counts=True)
     assert sides.tolist() == list(range(30, 40))
-    assert counts.min() > 320  # 400 each on average, deviation 19
+    assert counts.min() > 320  # 400 each on average, standard deviation 19
     assert counts.max() < 480
     np.testing.assert_array_equal(placement.size[:, 1 - shorter_axis], shorter * 80 // 60)
 
@@ -174,7 +174,9 @@ def test_padding_is_uniform_with_both_ends():
     start = _draw(PADDED, (100, 100)).start
     pairs, counts = np.unique(start, axis=0, return_counts=True)
     assert pairs.tolist() == [[row, column] for row in range(-3, 1) for column in range(-3, 1)]
-    assert counts.min() > 180  # 250 each on average, deviation 15: rows and columns independent
+    assert (
+        counts.min() > 180
+    )  # 250 each on average, standard deviation 15: rows and columns independent
     assert counts.max() < 320
 
 
@@ -182,7 +184,7 @@ def test_crop_is_uniform_with_both_ends():
     start = _draw(CROPPED, (100, 100)).start
     rows, counts = np.unique(start[:, 0], return_counts=True)
     assert rows.tolist() == [0, 1, 2, 3]
-    assert counts.min() > 880  # 1000 each on average, deviation 27
+    assert counts.min() > 880  # 1000 each on average, standard deviation 27
     assert counts.max() < 1120
     assert not start[:, 1].any()  # as wide as the crop: one position
 

@@ -81,12 +81,12 @@ def test_made_again_where_a_label_has_changed(source, tmp_path, searches):
     assert searches == ["found"] * 3
 
 
-@pytest.mark.parametrize("share", [0, 0.3, 0.9])
-def test_made_again_where_truncated(source, tmp_path, searches, share):
+@pytest.mark.parametrize("fraction", [0, 0.3, 0.9])
+def test_made_again_where_truncated(source, tmp_path, searches, fraction):
     path = tmp_path / "c.npz"
     first = load_centroids(path, source, 3, 8)
     content = path.read_bytes()
-    path.write_bytes(content[: int(share * len(content))])
+    path.write_bytes(content[: int(fraction * len(content))])
     again = load_centroids(path, source, 3, 8)
     assert len(searches) == 2
     np.testing.assert_array_equal(first[0], again[0])

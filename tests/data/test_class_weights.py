@@ -83,7 +83,7 @@ def test_labels_without_a_class_have_no_weights(source):
 def test_real_camvid_has_the_published_weights(camvid_dir):
     survey = survey_source(load_camvid(camvid_dir, "train", CAMVID), 11, "counting")
     weights = compute_class_weights("median_frequency", survey)
-    # SegNet's, of its CamVid prototxt; but for the sign's, which counts other labels.
+    # SegNet's, of its CamVid prototxt, except the sign's, which counts other labels.
     published = {"sky": 0.2595, "building": 0.1826, "pole": 4.5640, "road": 0.1417}
     published |= {"sidewalk": 0.9051, "tree": 0.3826, "fence": 1.8418, "pedestrian": 6.2478}
     found = {name: weights[CAMVID.class_names.index(name)] for name in published}

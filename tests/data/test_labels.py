@@ -18,7 +18,7 @@ def _values(bits):
 
 
 def _save_grey(path, values, bits):
-    """A grey file of so many bits a pixel, made of the palette file that Pillow writes."""
+    """A grey file of this many bits per pixel, made of the palette file that Pillow writes."""
     if bits == 1:
         Image.fromarray(values.astype(bool)).save(path)
         return

@@ -10,14 +10,14 @@ from PIL import Image
 from regseg_jax.data.classes import CAMVID, IGNORE_LABEL
 from regseg_jax.data.pipeline import (
     EvalPlan,
-    ProcessShare,
+    ProcessShard,
     create_eval_iterator,
     create_train_iterator,
 )
 from regseg_jax.data.sampling import ClassUniformEpochs, ShuffledEpochs
 from regseg_jax.data.sources.source import FolderSource
 
-ALONE = ProcessShare(index=0, count=1)
+ALONE = ProcessShard(index=0, count=1)
 NUM_EXAMPLES = 11
 BATCH_SIZE = 4  # does not divide the examples: 2 steps an epoch, the third is dropped
 
@@ -38,7 +38,7 @@ def source(tmp_path_factory) -> FolderSource:
 def _train_batches(
     source: FolderSource,
     *,
-    share: ProcessShare = ALONE,
+    shard: ProcessShard = ALONE,
     start_step: int = 0,
     num_steps: int = 5,
     num_workers: int = 0,
@@ -49,14 +49,14 @@ def _train_batches(
     with create_train_iterator(
         source,
         sampler,
-        share,
+        shard,
         start_step=start_step,
         num_steps=num_steps,
         num_workers=num_workers,
     ) as iterator:
         for batch in iterator:
             assert batch.keys() == {"image", "label"}
-            size = BATCH_SIZE // share.count
+            size = BATCH_SIZE // shard.count
             assert batch["image"].shape == (size, 4, 6, 3)
             assert batch["label"].shape == (size, 4, 6)
             assert batch["image"].dtype == batch["label"].dtype == np.uint8
@@ -86,8 +86,8 @@ def test_a_restart_reads_what_the_whole_run_would_have(source, whole_run, start_
 
 
 def test_two_processes_share_each_global_batch(source, whole_run):
-    shares = [_train_batches(source, share=ProcessShare(i, 2)) for i in range(2)]
-    assert [first + second for first, second in zip(*shares, strict=True)] == whole_run
+    shards = [_train_batches(source, shard=ProcessShard(i, 2)) for i in range(2)]
+    assert [first + second for first, second in zip(*shards, strict=True)] == whole_run
 
 
 def test_leaving_early_is_legal(source, whole_run):
@@ -100,9 +100,9 @@ def test_leaving_early_is_legal(source, whole_run):
 
 
 def test_batch_that_does_not_divide_over_processes_is_named():
-    assert ProcessShare(0, 4).local_batch_size(12) == 3
+    assert ProcessShard(0, 4).local_batch_size(12) == 3
     with pytest.raises(ValueError, match="global_batch_size 10 does not divide over 4 processes"):
-        ProcessShare(0, 4).local_batch_size(10)
+        ProcessShard(0, 4).local_batch_size(10)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -160,8 +160,8 @@ def test_evaluation_of_differing_sizes(mixed, multiple, padded, count):
     plan = EvalPlan.create(mixed, 2, multiple)
     seen = []
     for index in range(count):
-        share = ProcessShare(index, count)
-        with create_eval_iterator(mixed, plan, share, num_workers=0) as iterator:
+        shard = ProcessShard(index, count)
+        with create_eval_iterator(mixed, plan, shard, num_workers=0) as iterator:
             batches = list(iterator)
         assert len(batches) == plan.num_batches
         for batch in batches:
@@ -195,10 +195,10 @@ def test_centroids_of_the_sampler_come_with_the_batch(source):
 
 
 def _eval_batches(
-    source: FolderSource, share: ProcessShare, batch_size: int, num_workers: int = 0
+    source: FolderSource, shard: ProcessShard, batch_size: int, num_workers: int = 0
 ) -> list[dict[str, np.ndarray]]:
     plan = EvalPlan.create(source, batch_size)
-    with create_eval_iterator(source, plan, share, num_workers=num_workers) as iterator:
+    with create_eval_iterator(source, plan, shard, num_workers=num_workers) as iterator:
         return list(iterator)
 
 
@@ -207,9 +207,9 @@ def _eval_batches(
 def test_evaluation_covers_each_example_once(source, batch_size, count):
     if batch_size % count:
         pytest.skip("does not divide over the processes")
-    shares = [_eval_batches(source, ProcessShare(i, count), batch_size) for i in range(count)]
-    assert {len(batches) for batches in shares} == {-(-NUM_EXAMPLES // batch_size)}
-    batches = [batch for batches in shares for batch in batches]
+    shards = [_eval_batches(source, ProcessShard(i, count), batch_size) for i in range(count)]
+    assert {len(batches) for batches in shards} == {-(-NUM_EXAMPLES // batch_size)}
+    batches = [batch for batches in shards for batch in batches]
     assert {batch["label"].shape for batch in batches} == {(batch_size // count, 4, 6)}
     labels = np.concatenate([batch["label"] for batch in batches])
     indices = np.concatenate([batch["index"] for batch in batches])
@@ -240,7 +240,7 @@ from regseg_jax.data.synthetic.scenes import SyntheticScenes
 if __name__ == "__main__":
     flags.FLAGS(sys.argv[:1])
     source = SyntheticScenes(num_examples=24, height=32, width=48, seed=0)
-    plan, alone = pipeline.EvalPlan.create(source, 4), pipeline.ProcessShare(0, 1)
+    plan, alone = pipeline.EvalPlan.create(source, 4), pipeline.ProcessShard(0, 1)
     with pipeline.create_eval_iterator(source, plan, alone, num_workers=2) as batches:
         held = [next(batches), next(batches)]  # until Python ends, as a command may
     print(sum(len(batch["image"]) for batch in held))

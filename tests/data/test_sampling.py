@@ -57,7 +57,7 @@ def test_whole_split_may_be_one_batch_but_no_less():
 
 
 def _centroids(counts: tuple[int, ...], num_examples: int) -> tuple[np.ndarray, ...]:
-    """For each class so many centroids, all at places of their own."""
+    """For each class this many centroids, all at different places."""
     rng = np.random.default_rng(0)
     tables, used = [], 0
     for count in counts:
@@ -68,7 +68,7 @@ def _centroids(counts: tuple[int, ...], num_examples: int) -> tuple[np.ndarray, 
     return tuple(tables)
 
 
-def _author_s_counts(num_examples: int, centroids: list[list], share: float) -> dict[str, list]:
+def _author_s_counts(num_examples: int, centroids: list[list], fraction: float) -> dict[str, list]:
     """How often the author's rule takes each image anywhere, and each centroid of each class.
 
     `build_epoch` and `random_sampling` as NVIDIA's semantic-segmentation code, which the author
@@ -79,8 +79,8 @@ def _author_s_counts(num_examples: int, centroids: list[list], share: float) -> 
         order = np.random.default_rng(1).permutation(len(items))
         return [items[order[i % len(items)]] for i in range(count)]
 
-    anywhere = random_sampling(list(range(num_examples)), int(num_examples * (1 - share)))
-    num_per_class = int(num_examples * share / len(centroids))
+    anywhere = random_sampling(list(range(num_examples)), int(num_examples * (1 - fraction)))
+    num_per_class = int(num_examples * fraction / len(centroids))
     by_class = [random_sampling(items, num_per_class) if items else [] for items in centroids]
     return {"anywhere": anywhere, "by_class": by_class}
 
@@ -143,7 +143,7 @@ def test_share_that_gives_no_class_a_crop_is_named():
     with pytest.raises(
         ValueError, match=r"share 0\.1 of 20 examples is less than one .* 3 classes"
     ):
-        ClassUniformEpochs(20, 4, seed=0, centroids=SMALL.centroids, share=0.1)
+        ClassUniformEpochs(20, 4, seed=0, centroids=SMALL.centroids, class_uniform_fraction=0.1)
 
 
 def test_a_pickled_sampler_draws_the_same():

@@ -36,7 +36,7 @@ def single_thread():
 
 
 def create_random_model(name: str, num_classes: int = 5) -> torch_model.RegSeg:
-    """In evaluation mode, with batch norms that are no identities."""
+    """In evaluation mode, with batch norms that are not identities."""
     generator = torch.Generator().manual_seed(0)
     model = create_torch_model(name, num_classes).eval()
     for module in model.modules():

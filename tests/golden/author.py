@@ -1,7 +1,7 @@
 """The author's numbers, and the rule for the weights and inputs with which they were computed.
 
 No weights are stored: `fill` gives every tensor of a model its values from its name alone, and
-`create_inputs` draws the images. See README.md beside this file.
+`create_inputs` draws the images. See README.md next to this file.
 """
 
 import json
@@ -21,7 +21,7 @@ VARIANTS = (
 
 
 def fill(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The values of a tensor of a state dict, float32 but for counters.
+    """The values of a tensor of a state dict, float32 except for counters.
 
     Standard normal numbers, of a generator that is seeded with the CRC-32 of the name, then
     scaled by what the tensor is: kernels to the standard deviation sqrt(2 / fan_in), batch norm's

@@ -30,7 +30,7 @@ def distil_variant(full: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def main(folder: str) -> None:
-    """Writes the golden set beside this file."""
+    """Writes the golden set next to this file."""
     source = pathlib.Path(folder)
     for name in author.VARIANTS:
         with np.load(source / f"{name}.npz") as full:

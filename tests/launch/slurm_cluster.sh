@@ -4,7 +4,7 @@
 #   slurm_cluster.sh up FOLDER      # starts it; then: export SLURM_CONF=FOLDER/slurm.conf
 #   slurm_cluster.sh down FOLDER    # stops what was started, and nothing else
 #
-# Everything lies in FOLDER: configuration, state, logs, sockets. The ports are free ones.
+# Everything is in FOLDER: configuration, state, logs, sockets. The ports are free ones.
 set -euo pipefail
 
 command=${1:?"usage: slurm_cluster.sh up|down FOLDER"}

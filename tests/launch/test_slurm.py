@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.skipif(
         bool(MISSING), reason=f"Slurm is not installed: there is no {', '.join(MISSING)}"
     ),
-    pytest.mark.skipif(os.geteuid() != 0, reason="a Slurm of one's own needs root"),
+    pytest.mark.skipif(os.geteuid() != 0, reason="starting Slurm needs root"),
 ]
 
 

@@ -7,8 +7,8 @@ from regseg_jax.models import field_of_view, variants
 from regseg_jax.models.variants import Backbone, Block
 from regseg_jax.ops.conv import grouped_conv
 
-# As in the paper's table, but for two: its 607 for regnety600mf does not follow from the author's
-# network, and exp53, which has exp48's rates, has four blocks more before 1/16.
+# As in the paper's table, except for two: its 607 for regnety600mf does not follow from the
+# author's network, and exp53, which has exp48's rates, has four blocks more before 1/16.
 FIELDS_OF_VIEW = {
     "exp30": 3263,
     "exp43": 3743,

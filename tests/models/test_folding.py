@@ -9,7 +9,7 @@ from regseg_jax.models.variants import DECODERS, Variant
 
 
 def fill(shapes, dtype):
-    """Kernels that keep the signal's size, and batch norms that are no identities."""
+    """Kernels that keep the signal's size, and batch norms that are not identities."""
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):

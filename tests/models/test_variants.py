@@ -160,7 +160,7 @@ def test_a_missing_variant_file_is_named(tmp_path):
 
 @pytest.mark.parametrize(
     ("rates", "message"),
-    [("1-a", "no whole numbers"), ("", "no whole numbers"), ("1-2", "rates for 2 blocks")],
+    [("1-a", "are not integers"), ("", "are not integers"), ("1-2", "rates for 2 blocks")],
 )
 def test_bad_rates_in_a_name(rates, message):
     with pytest.raises(ValueError, match=message):

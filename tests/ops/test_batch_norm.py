@@ -29,7 +29,7 @@ def _inputs(dtype=np.float64):
 @pytest.mark.parametrize("use_relu", [False, True])
 def test_value_and_gradients_equal_the_definitions(use_relu, platform, monkeypatch):
     monkeypatch.setattr(
-        lax, "platform_dependent", lambda *arrays, **forms: forms[platform](*arrays)
+        lax, "platform_dependent", lambda *arrays, **branches: branches[platform](*arrays)
     )
     x, scale, bias, shift, dy = _inputs()
 

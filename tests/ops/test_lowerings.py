@@ -38,11 +38,11 @@ def test_a_geometry_is_listed_once():
 def test_bad_rows_are_named(change, message):
     content = TABLE.to_json()
     content["convolutions"][0] |= change
-    with pytest.raises(ValueError, match=rf"table.json is no table.*{message}"):
+    with pytest.raises(ValueError, match=rf"table.json is not a table.*{message}"):
         LoweringTable.from_json(content, "table.json")
 
 
 @pytest.mark.parametrize("content", [[], {}, {"device": "x", "convolutions": [{"stride": 1}]}])
 def test_files_of_another_kind_are_named(content):
-    with pytest.raises(ValueError, match=r"table.json is no table of lowerings"):
+    with pytest.raises(ValueError, match=r"table.json is not a table of lowerings"):
         LoweringTable.from_json(content, "table.json")

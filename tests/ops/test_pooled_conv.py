@@ -15,7 +15,7 @@ def _definition(x, kernel):
 @pytest.mark.parametrize("size", [(4, 6), (5, 6), (4, 3)])
 def test_every_form_equals_the_definition_with_gradients(platform, size, monkeypatch):
     monkeypatch.setattr(
-        pooled_conv.lax, "platform_dependent", lambda *xs, **forms: forms[platform](*xs)
+        pooled_conv.lax, "platform_dependent", lambda *xs, **branches: branches[platform](*xs)
     )
     rng = np.random.default_rng(0)
     x, kernel = rng.standard_normal((2, *size, 3)), rng.standard_normal((1, 1, 3, 5))

@@ -57,7 +57,9 @@ def test_unreadable_images_do_not_stop_the_rest():
     written, failures = run(images, Predictor(red, {}))
     assert sorted(written) == [0, 1, 2, 4, 5, 6, 8, 9]
     assert failures.messages[0] == "cannot read 3.png"
-    assert "7: memory does not suffice; predict it in tiles, with --tile=" in failures.messages[1]
+    assert (
+        "7: there is not enough memory; predict it in tiles, with --tile=" in failures.messages[1]
+    )
     with pytest.raises(ValueError, match=r"2 of 10 could not be predicted: cannot read 3\.png; 7"):
         failures.raise_any(10)
 
@@ -89,7 +91,7 @@ def test_memory_of_the_device_names_the_image_and_tiles():
 
     _, failures = run([create_image((4, 4), 1)], Predictor(too_large, {}))
     assert failures.messages == [
-        "0: memory does not suffice; predict it in tiles, with --tile=1024,1024 or smaller ones"
+        "0: there is not enough memory; predict it in tiles, with --tile=1024,1024 or smaller ones"
     ]
 
     class FullDevice(Predictor):
@@ -153,7 +155,7 @@ def test_very_large_images_are_cut_without_being_asked(monkeypatch):
     assert len(written) == 1
     assert set(sizes) == {(32, 32)}
     _, failures = run([create_image((60, 70), 3)], Predictor(red, {}, can_tile=False))
-    assert "0: an image of 60 x 70 pixels is too large for one piece" in failures.messages[0]
+    assert "0: an image of 60 x 70 pixels is too large without tiles" in failures.messages[0]
     with pytest.raises(ValueError, match=r"--tile: the run resizes every image"):
         Predictor(red, {}, Tiling(), can_tile=False)
 

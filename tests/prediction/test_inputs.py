@@ -24,7 +24,7 @@ def test_folders_are_searched_whole_and_the_rest_is_named(folder):
     assert names(inputs.images) == ["a", "sub/b", "sub/deep/c"]
     assert names(inputs.videos) == ["clip"]
     assert {reason: [p.name for p in paths] for reason, paths in inputs.skipped.items()} == {
-        "hidden or the system's own": ["._a.png", ".git", "Thumbs.db"],
+        "hidden, or a file of the system": ["._a.png", ".git", "Thumbs.db"],
         "no image or video has the suffix .txt": ["notes.txt"],
         "no suffix": ["README"],
     }

@@ -41,7 +41,7 @@ def test_classes_are_described_beside_the_maps(tmp_path):
         {"value": 300, "name": "cat", "color": [9, 0, 0]},
     ]
     write_classes(tmp_path, ClassMapFormat(TABLE, TABLE.label_ids))
-    with pytest.raises(ValueError, match=r"classes\.json is there .* other values"):
+    with pytest.raises(ValueError, match=r"classes\.json exists .* other values"):
         write_classes(tmp_path, ClassMapFormat(TABLE, (0, 1)))
 
 

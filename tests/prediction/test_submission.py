@@ -63,7 +63,7 @@ def test_label_ids_under_the_images_names(tmp_path):
 def test_it_goes_on_where_it_stopped(tmp_path):
     with pytest.raises(ValueError, match=r"1 of 9 could not be predicted: cannot read 7\.png"):
         _write(Streets(9), tmp_path)
-    assert len(list(tmp_path.iterdir())) == 8  # whole ones, and nothing half-written
+    assert len(list(tmp_path.iterdir())) == 8  # complete, and no partial files
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     first, second, *_ = sorted(stamps)
     first.write_bytes(first.read_bytes()[:-30])  # as a copy that broke off
@@ -76,7 +76,7 @@ def test_it_goes_on_where_it_stopped(tmp_path):
 
 def test_predictions_of_another_checkpoint_are_not_mixed_in(tmp_path):
     _write(Streets(2), tmp_path, "a1")
-    with pytest.raises(ValueError, match=r"000019_leftImg8bit\.png is there .*another --output"):
+    with pytest.raises(ValueError, match=r"000019_leftImg8bit\.png exists .*another --output"):
         _write(Streets(2), tmp_path, "b2")
 
 
@@ -123,7 +123,9 @@ def test_a_split_of_a_runs_data_set(tmp_path):
         (path,) = predict_split(*arguments)
         assert path == tmp_path / "out" / "a.png"
         assert set(np.unique(np.asarray(Image.open(path)))) <= set(CAMVID.label_ids)
-        with pytest.raises(ValueError, match="no prediction of this checkpoint with these options"):
+        with pytest.raises(
+            ValueError, match="not a prediction of this checkpoint with these options"
+        ):
             predict_split(*arguments, Options(flip=True))
 
         labels.save(tmp_path / "camvid/testannot/b.png")

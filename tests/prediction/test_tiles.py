@@ -131,7 +131,7 @@ def test_flags():
         (["a", "b"], None, "--tile is a,b; use HEIGHT,WIDTH"),
         (["500", "512"], None, "--tile is 500,512; use .* multiples of 16"),
         (["512", "512"], 512, "--overlap is 512; use 0 to 496"),
-        (None, 64, "--overlap is of tiles; add --tile"),
+        (None, 64, "--overlap needs tiles; add --tile"),
     ):
         with pytest.raises(ValueError, match=message):
             parse_tiling(sides, overlap)

@@ -6,7 +6,7 @@ from regseg_jax.reports.progress import ProgressBar
 
 
 class Clock:
-    """A clock that stands still but for `advance`."""
+    """A clock that stands still except for `advance`."""
 
     def __init__(self):
         self.now = 100.0

@@ -49,7 +49,7 @@ def test_a_file_that_is_no_table_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"cannot read .*table\.json"):
         load_conv_lowerings(str(path), tmp_path / "run")
     path.write_text("{}")
-    with pytest.raises(ValueError, match=r"table\.json is no table of lowerings"):
+    with pytest.raises(ValueError, match=r"table\.json is not a table of lowerings"):
         load_conv_lowerings(str(path), tmp_path / "run")
 
 

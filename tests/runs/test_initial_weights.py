@@ -51,9 +51,9 @@ def test_every_array_is_loaded(folder, source):
 def test_a_classifier_of_another_class_count_starts_from_scratch(folder, source):
     model = create_model(NAME, 4)
     initial = load_initial_weights(folder / source, model)
-    anew = {("params", "decoder", "classifier", leaf) for leaf in ("kernel", "bias")}
+    from_scratch = {("params", "decoder", "classifier", leaf) for leaf in ("kernel", "bias")}
     expected = _flat(small_import.create_weights())
-    assert expected.keys() - initial.arrays.keys() == anew
+    assert expected.keys() - initial.arrays.keys() == from_scratch
     assert re.findall(r"starts from scratch: (.*)", initial.report) == [
         "params/decoder/classifier/bias [4] (there [11], of 11 classes)",
         "params/decoder/classifier/kernel [1, 1, 64, 4] (there [1, 1, 64, 11], of 11 classes)",
@@ -62,7 +62,7 @@ def test_a_classifier_of_another_class_count_starts_from_scratch(folder, source)
     fresh = init(jax.random.key(0), np.zeros((1, 32, 32, 3)))
     filled = flatten_dict(initial.fill(fresh))
     for path, array in flatten_dict(fresh).items():
-        source_array = array if path in anew else expected[path]
+        source_array = array if path in from_scratch else expected[path]
         np.testing.assert_array_equal(filled[path], source_array)
 
 
@@ -70,7 +70,10 @@ def test_a_classifier_of_another_class_count_starts_from_scratch(folder, source)
     ("source", "message"),
     [
         ("run", rf"run is of {NAME}, this run is one of small_decoder14; set --config\.model="),
-        ("weights.pth", r"is no small_decoder14: \d+ differences .*; set config\.model"),
+        (
+            "weights.pth",
+            r"does not fit small_decoder14: \d+ differences .*; set config\.model",
+        ),
     ],
 )
 def test_another_architecture_is_one_line(folder, source, message):
@@ -87,7 +90,7 @@ def test_what_is_no_source_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"holds no run: there is no .*config\.json"):
         load_initial_weights(tmp_path, model)
     (tmp_path / "notes.txt").write_text("hello")
-    with pytest.raises(ValueError, match=r"notes\.txt \(5 bytes\) is no PyTorch file"):
+    with pytest.raises(ValueError, match=r"notes\.txt \(5 bytes\) is not a PyTorch file"):
         load_initial_weights(tmp_path / "notes.txt", model)
 
 

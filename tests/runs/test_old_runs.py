@@ -81,7 +81,7 @@ def test_exports(workdir, trained, tmp_path):
     export_run(workdir, "stablehlo", tmp_path / "a.stablehlo", (48, 64))
     assert (tmp_path / "a.stablehlo").stat().st_size > 10_000
     if trained.config.search.enabled:
-        return  # dilation rates that are no integers exist in JAX alone
+        return  # dilation rates that are not integers exist in JAX alone
     export_run(workdir, "torch", tmp_path / "a.pt")
     exported = torch.load(tmp_path / "a.pt", weights_only=True)["model"]
     expected = to_torch(trained.variables, num_batches_tracked=6)

@@ -30,7 +30,7 @@ def workdir(tmp_path_factory):
 
 @pytest.fixture
 def photos(tmp_path):
-    """Pictures of two sizes and several formats, and what else lies in such folders."""
+    """Pictures of two sizes and several formats, and what else is in such folders."""
     rng = np.random.default_rng(0)
     folder = tmp_path / "photos"
     for name in ("a.png", "b.webp", "trip/c.tif", "trip/day 2/d.JFIF", "trip/c.jpg"):

@@ -82,7 +82,7 @@ def _mean_iou(source: Predicted, index: int) -> float:
 
 
 def test_the_worst_images_are_listed_and_drawn():
-    source = Predicted(10, 11)  # no multiple of the batch: fillers are never among the worst
+    source = Predicted(10, 11)  # not a multiple of the batch: fillers are never among the worst
     source.labels[4] = IGNORE_LABEL  # nor is an image without labels
     evaluation = _evaluate(source, CAMVID, num_worst=3)
     ious = {index: _mean_iou(source, index) for index in range(10) if index != 4}

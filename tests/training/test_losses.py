@@ -109,7 +109,7 @@ def test_bootstrapped_against_a_sort(min_pixels, threshold, seed):
 
 @pytest.mark.parametrize("min_pixels", [1, 8, 40, 130, 200, 300])
 def test_bootstrapped_with_ties_against_a_sort(min_pixels):
-    """Whole images share their pixels' logits, so that the K-th loss is one of many equal ones."""
+    """All pixels of an image have the same logits, so the K-th loss is one of many equal ones."""
     logits, labels = _random_case(5)
     logits, labels = np.broadcast_to(logits[:, :1, :1], logits.shape), labels[:, :1, :1]
     labels = np.array(np.broadcast_to(labels, logits.shape[:-1]))
@@ -120,7 +120,7 @@ def test_bootstrapped_with_ties_against_a_sort(min_pixels):
     expected = _bootstrapped(logits, labels, min_pixels, 1e6)
     loss, grad = BOOTSTRAPPED(logits, labels, min_pixels, 1e6)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
-    # The gradient is that of K pixels' mean: ties share it equally.
+    # The gradient is that of K pixels' mean: it is divided equally among ties.
     norms = np.linalg.norm(grad, axis=-1)
     for image_norms in norms:
         np.testing.assert_allclose(image_norms, image_norms[0, 0], rtol=1e-5, atol=1e-8)

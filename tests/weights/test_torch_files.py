@@ -108,7 +108,7 @@ def test_bad_content(content, message, tmp_path):
 def test_no_pytorch_file(content, tmp_path):
     path = tmp_path / "weights.pt"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"weights\.pt \(\d+ bytes\) is no PyTorch file"):
+    with pytest.raises(ValueError, match=r"weights\.pt \(\d+ bytes\) is not a PyTorch file"):
         load_state_dict_file(path)
 
 

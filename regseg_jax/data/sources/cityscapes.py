@@ -19,7 +19,7 @@ def load_cityscapes(
 
     `leftImg8bit/SPLIT/CITY/X_leftImg8bit.png` with `gtFine/SPLIT/CITY/X_gtFine_labelIds.png` (raw
     ids) or, where a split has none of these, `X_gtFine_labelTrainIds.png`. `trainval` is train,
-    then val. The labels of `test` are not public: all of it is ignored, whatever files there are.
+    then val. The labels of `test` are not public: every pixel is ignored, whatever files there are.
 
     Raises:
       ValueError: names the wrong split, the missing folder, or the images without a label and

@@ -1,4 +1,4 @@
-"""A data set of one's own: a folder of images and a folder of labels for each split."""
+"""Your own data set: a folder of images and a folder of labels for each split."""
 
 import concurrent.futures
 import os

@@ -46,7 +46,7 @@ def hold_out(source: FolderSource, names: tuple[str, ...]) -> tuple[FolderSource
 
 
 def load_names(workdir: pathlib.Path) -> tuple[str, ...] | None:
-    """The names that a run holds back; None where it has not written them down yet."""
+    """The names that a run holds back; None if it has not written them down yet."""
     path = workdir / VAL_SPLIT_FILE
     return tuple(json.loads(path.read_text())["names"]) if path.exists() else None
 

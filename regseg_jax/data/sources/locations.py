@@ -12,7 +12,7 @@ class Location(NamedTuple):
       variable: the environment variable that names its folder.
       folder: where it is looked for without that.
       contents: it holds at least one of these.
-      how_to_get: what to do where there is none.
+      how_to_get: what to do if there is none.
     """
 
     variable: str

@@ -25,7 +25,7 @@ def find_files(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def list_images(folder: pathlib.Path) -> dict[str, pathlib.Path]:
-    """The image files of a folder by stem, sorted; raises ValueError where two have one stem."""
+    """The image files of a folder by stem, sorted; raises ValueError if two have one stem."""
     return _by_stem(find_files(folder), "{stem}")
 
 
@@ -34,8 +34,8 @@ def pair_files(
 ) -> tuple[tuple[str, str], ...]:
     """The image files of a folder, each with its label file.
 
-    Names are compared in Unicode's form NFC, for some systems write accents as letters of their
-    own. Both may be in one folder.
+    Names are compared after Unicode normalisation (NFC), because some systems write accents as
+    separate characters. Both may be in one folder.
 
     Args:
       image_dir: the folder of images.
@@ -78,7 +78,7 @@ def check_pairs(
 
 
 def _list_some(paths: Sequence[str]) -> str:
-    """Up to three of the paths in brackets, after a space; nothing where there are none."""
+    """Up to three of the paths in brackets, after a space; nothing if there are none."""
     if not paths:
         return ""
     return f" ({', '.join(sorted(paths)[:3])}{'...' if len(paths) > 3 else ''})"
@@ -100,7 +100,7 @@ def describe_contents(folder: pathlib.Path) -> str:
 
 
 def match_stem(pattern: str, path: pathlib.Path) -> str | None:
-    """What stands for `{stem}` in the name of a file, in Unicode's form NFC; None: no match."""
+    """What stands for `{stem}` in the name of a file, normalised (NFC); None: no match."""
     before, _, after = unicodedata.normalize("NFC", pattern).partition("{stem}")
     stem = unicodedata.normalize("NFC", path.stem)
     match = re.fullmatch(f"{re.escape(before)}(.+){re.escape(after)}", stem)
@@ -116,7 +116,7 @@ def _by_stem(paths: list[pathlib.Path], pattern: str) -> dict[str, pathlib.Path]
         elif stem in by_stem:
             raise ValueError(
                 f"{by_stem[stem]} and {path} differ in their suffix alone; remove or rename "
-                "one, for names without suffix tell images apart"
+                "one, because images are told apart by their names without suffix"
             )
         else:
             by_stem[stem] = path
@@ -133,7 +133,7 @@ def _tell_apart(
         stems = {unicodedata.normalize("NFC", path.stem) for path in paths}
 
         def is_image(path: pathlib.Path) -> bool:
-            # An image may be called like a label: gas_mask.jpg, beside gas_mask_mask.png.
+            # An image may be called like a label: gas_mask.jpg, next to gas_mask_mask.png.
             stem = match_stem(image_stem, path)
             has_label = stem is not None and label_stem.replace("{stem}", stem) in stems
             return has_label or match_stem(label_stem, path) is None

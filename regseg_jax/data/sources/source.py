@@ -37,7 +37,7 @@ class Source(Protocol):
     """Random access to examples, each a pure function of its index.
 
     Attributes:
-      image_sizes: height and width of every example; None where all are of one size.
+      image_sizes: height and width of every example; None if all are of one size.
     """
 
     image_sizes: tuple[tuple[int, int], ...] | None
@@ -60,11 +60,11 @@ class FolderSource:
     """Image files and their label files.
 
     Attributes:
-      pairs: paths of image and label; None for a label that is not public: all of it is ignored.
+      pairs: paths of image and label; None for a label that is not public: every pixel is ignored.
       class_table: how raw label values become training ids.
       label_format: `ids` for one channel of raw label ids, `train_ids` for one of training ids,
         `colors` for RGB.
-      image_sizes: height and width of every image; None where all are of one size.
+      image_sizes: height and width of every image; None if all are of one size.
     """
 
     pairs: tuple[tuple[str, str | None], ...]
@@ -105,7 +105,7 @@ class FolderSource:
         return {"image": image, "label": label, "name": name}
 
     def load_raw_label(self, index: int) -> np.ndarray | None:
-        """The label as stored, see `labels.load_raw_label`; None where it is not public."""
+        """The label as stored, see `labels.load_raw_label`; None if it is not public."""
         label_path = self.pairs[index][1]
         return None if label_path is None else load_raw_label(label_path, self.label_format)
 
@@ -134,7 +134,7 @@ class _Layout:
     label_format: LabelFormat
 
 
-# CamVid's two editions, told apart by the folder beside the images.
+# CamVid's two editions, told apart by the folder next to the images.
 _CAMVID_LAYOUTS = (
     _Layout("{split}annot", "{stem}", "ids"),  # SegNet's, 360 x 480
     _Layout("{split}_labels", "{stem}_L", "colors"),  # the original, 720 x 960
@@ -163,7 +163,7 @@ def load_camvid(data_dir: str | os.PathLike, split: str, class_table: ClassTable
             pairs = pair_files(root / split, label_dir, layout.label_stem)
             return FolderSource(pairs, class_table, layout.label_format)
     expected = " or ".join(
-        f"{split}/ beside {layout.label_folder.format(split=split)}/" for layout in _CAMVID_LAYOUTS
+        f"{split}/ next to {layout.label_folder.format(split=split)}/" for layout in _CAMVID_LAYOUTS
     )
     raise ValueError(
         f"{root} holds no CamVid {split} split: expected {expected}. "

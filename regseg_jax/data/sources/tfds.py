@@ -44,7 +44,7 @@ class TfdsCityscapes:
     image_sizes: None = dataclasses.field(default=None, init=False)  # all are of one size
 
     def __post_init__(self) -> None:
-        """Raises ValueError where there is no such data set."""
+        """Raises ValueError if there is no such data set."""
         if self.split not in _SPLITS:
             raise ValueError(f"split {self.split!r} is none of {', '.join(_SPLITS)}")
         self._open()

@@ -183,7 +183,7 @@ class Painter:
     ) -> bool:
         """Fills an upright rectangle of the world that runs from (x0, z0) to (x1, z1).
 
-        Returns whether it is in the picture: most walls near the camera are beside it.
+        Returns whether it is in the picture: most walls near the camera are outside it.
         """
         (left, top), (right, far_top) = (
             self.camera.project(x[0], y[1], z[0]),

@@ -4,7 +4,7 @@ A scene is a small world in metres: a road with sidewalks on both sides, lots be
 (buildings, fences, trees), and things that stand on the road and the sidewalks. A camera
 projects it, and a painter draws it from back to front, the picture and its label together.
 
-Classes share most of their colours, so colour alone says little: shape, texture and place decide
+Classes have most colours in common, so colour alone says little: shape, texture and place decide
 the class. (tests/data/test_synthetic.py holds that: a classifier of colours stays under 30 % mean
 IoU.)
 """

@@ -92,7 +92,7 @@ def paint_ground(painter: Painter, street: Street, rng: np.random.Generator) -> 
 
 
 def _paint_markings(painter: Painter, half: float, color: Color, rng: np.random.Generator) -> None:
-    """Edge lines, a dashed middle line, a zebra crossing: all of it road."""
+    """Edge lines, a dashed middle line, a zebra crossing: all are road."""
     for side in (-1, 1):
         if rng.random() < 0.5:
             x = side * (half - 0.35)

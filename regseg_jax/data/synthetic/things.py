@@ -88,7 +88,7 @@ def paint_tree(painter: Painter, x: float, z: float, rng: np.random.Generator) -
     height, radius = rng.uniform(3.0, 4.6), rng.uniform(1.7, 2.5)
     reach = 1.5 * radius * scale
     if not -reach < foot[0] < painter.camera.width + reach:
-        return  # beside the picture
+        return  # outside the image
     top = foot[0] + rng.uniform(-0.2, 0.2) * scale, foot[1] - height * scale
     bark = tinted(dull_color(rng, 45, 120, 14), (10, 0, -10))
     painter.limb(foot, top, 0.42 * scale, bark, z, TREE)

@@ -122,12 +122,12 @@ def test_image_without_label_and_label_without_image_are_named(segnet_dir):
 
 
 @pytest.mark.parametrize("folder", ["train", "trainannot"])
-@pytest.mark.parametrize("share", [0, 0.2, 0.6, 0.9])
-def test_truncated_png_is_named(segnet_dir, folder, share):
+@pytest.mark.parametrize("fraction", [0, 0.2, 0.6, 0.9])
+def test_truncated_png_is_named(segnet_dir, folder, fraction):
     path = segnet_dir / folder / "a.png"
     _write(path, np.random.default_rng(0).integers(0, 11, (40, 50), np.uint8))
     content = path.read_bytes()
-    path.write_bytes(content[: int(share * len(content))])
+    path.write_bytes(content[: int(fraction * len(content))])
     source = load_camvid(segnet_dir, "train", CAMVID)
     with pytest.raises(ValueError, match=f"cannot read {re.escape(str(path))}.*restore the file"):
         source[0]

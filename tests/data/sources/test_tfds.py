@@ -16,7 +16,7 @@ ROOT = pathlib.Path(__file__).parents[3]
 
 # In a process of its own: tensorflow_datasets warns while it is imported and while it writes.
 # Written by its own SequentialWriter, which needs no TensorFlow, with the features of its
-# Cityscapes builder (but for the size).
+# Cityscapes builder (except for the size).
 PREPARE = """
 import pathlib, sys
 import tensorflow_datasets as tfds

@@ -1,4 +1,4 @@
-"""Made the run folders beside this file, with the project's commit 152de92.
+"""Made the run folders next to this file, with the project's commit 152de92.
 
 In a checkout of that commit: PYTHONPATH=tests:. python PATH/make_old_runs.py OUTPUT_FOLDER
 
