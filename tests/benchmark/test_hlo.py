@@ -114,6 +114,20 @@ def test_a_loop_counts_as_often_as_it_runs():
         assert hlo.count_program(text).total.flops == times * 2 * 8**3
 
 
+def test_of_an_array_that_is_only_sliced_the_slices_count():
+    def update(params, gradients):  # as the optimizer, from one vector of all gradients
+        pieces = jnp.split(gradients, len(params))
+        return [jnp.tanh(p) - 0.1 * piece for p, piece in zip(params, pieces, strict=True)]
+
+    text = compile_text(update, [jnp.zeros(1000)] * 10, jnp.zeros(10_000))
+    program = hlo.count_program(text)
+    assert program.total.kernels >= 10
+    assert program.total.bytes == pytest.approx(4 * 3 * 10_000, rel=0.01)
+
+    text = compile_text(lambda x: x + x[7], jnp.zeros(10_000))
+    assert hlo.count_program(text).total.bytes >= 4 * 2 * 10_000
+
+
 def test_what_devices_send():
     mesh = Mesh(np.array(jax.devices()[:2]), ("data",))
 
