@@ -21,11 +21,11 @@ COLLECTIVES = (
     *("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all"),
     "collective-broadcast",
 )
-# What is no kernel: names for data, and the ends of what was started.
+# What is no kernel: names for data, and the starts of what counts when it is done.
 _FREE = (
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"),
-    *("partition-id", "replica-id", "opt-barrier", "copy-done", "async-done", "async-update"),
-    *("send-done", "recv-done"),
+    *("partition-id", "replica-id", "opt-barrier", "copy-start", "slice-start", "async-done"),
+    *("async-update", "send-done", "recv-done"),
 )
 _SLICES = ("slice", "dynamic-slice", "gather")  # read no more than they return
 _NO_ESTIMATE = 10**12  # cycles beyond it, or below 0, stand for "unknown"
@@ -225,6 +225,8 @@ class _Counter:
 
     def _count_reads(self, instruction: Instruction, computation: Computation) -> int:
         """Bytes of the operands, each once; of those that are only sliced, the slices."""
+        if instruction.opcode in ("copy-done", "slice-done"):
+            return count_bytes(instruction.shape)
         reads = collections.Counter()
         if instruction.opcode == "fusion":
             body = self.computations[_find_called(instruction)[0]]

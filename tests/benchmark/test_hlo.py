@@ -49,7 +49,11 @@ TPU_TEXT = """HloModule jit_infer
 ENTRY %main.2 (x: f32[8,128]) -> bf16[8,128] {
   %x = f32[8,128]{1,0:T(8,128)} parameter(0)
   %one = bf16[8,128]{1,0:T(8,128)(2,1)} convert(%x), metadata={op_name="jit(infer)/convert"}, backend_config={"estimated_cycles":"120"}
-  ROOT %two = bf16[8,128]{1,0:T(8,128)(2,1)} copy(%one), backend_config={"estimated_cycles":"9223372036854775807"}
+  %copying = (bf16[8,128]{1,0:T(8,128)(2,1)S(1)}, bf16[8,128]{1,0:T(8,128)(2,1)}, u32[]{:S(2)}) copy-start(%one)
+  %copied = bf16[8,128]{1,0:T(8,128)(2,1)S(1)} copy-done(%copying)
+  %slicing = ((bf16[8,128]{1,0:T(8,128)(2,1)}), bf16[4,128]{1,0:T(8,128)(2,1)S(1)}, u32[]{:S(2)}) slice-start(%one), slice={[0:4], [0:128]}
+  %sliced = bf16[4,128]{1,0:T(8,128)(2,1)S(1)} slice-done(%slicing)
+  ROOT %two = bf16[8,128]{1,0:T(8,128)(2,1)} copy(%copied), backend_config={"estimated_cycles":"9223372036854775807"}
 }
 """  # noqa: E501
 
@@ -80,7 +84,9 @@ def test_a_tpu_program_has_cycles():
     program = hlo.count_program(TPU_TEXT)
     assert program.total.cycles == 120  # no estimate of the copy
     assert program.parts["input, output"].bytes == 6 * 8 * 128
-    assert program.parts["unnamed"].kernels == 1
+    assert program.parts["unnamed"].kernels == 3
+    copied, sliced = 2 * 8 * 128, 2 * 4 * 128
+    assert program.parts["unnamed"].bytes == 2 * (copied + sliced + copied)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
