@@ -1,6 +1,7 @@
 """Counts what a compiled program does, from the text of its HLO.
 
-Nothing here is measured. Bytes are what each kernel reads and writes if no cache holds any of it;
+Nothing here is measured. Bytes are what each kernel reads and writes if no cache holds any of it
+(of an array that a kernel only takes slices of, the slices);
 operations are those of convolutions and matrix products; cycles are the TPU compiler's own
 estimate, where it gives one. A fused kernel counts where its last operation belongs.
 """
@@ -9,6 +10,7 @@ import collections
 import dataclasses
 import math
 import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
 _BITS = {"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "bf16": 16}
@@ -19,12 +21,13 @@ COLLECTIVES = (
     *("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all"),
     "collective-broadcast",
 )
-# Not kernels: names for data, and the ends of what was started.
+# Not kernels: names for data, and the starts of what counts when it is done.
 _FREE = (
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"),
-    *("partition-id", "replica-id", "opt-barrier", "copy-done", "async-done", "async-update"),
-    *("send-done", "recv-done"),
+    *("partition-id", "replica-id", "opt-barrier", "copy-start", "slice-start", "async-done"),
+    *("async-update", "send-done", "recv-done"),
 )
+_SLICES = ("slice", "dynamic-slice", "gather")  # read no more than they return
 _NO_ESTIMATE = 10**12  # cycles beyond it, or below 0, stand for "unknown"
 
 AUGMENTATION, OPTIMIZER, LOSS = "augmentation", "optimizer", "upsampling, loss"
@@ -39,7 +42,7 @@ class Instruction(NamedTuple):
       name: unique in its computation.
       shape: of the result, as text.
       opcode: such as `fusion`.
-      operands: names of other instructions.
+      operands: names of other instructions; of a parameter, its number.
       attributes: the rest of the line.
     """
 
@@ -77,8 +80,9 @@ def parse_module(text: str) -> tuple[dict[str, Computation], str]:
         elif current is not None and (found := _LINE.match(line)):
             name, shape, opcode, rest = found.groups()
             end = _find_closing(rest)
-            operands = tuple(re.findall(r"%([\w.\-]+)", rest[:end]))
-            current[name] = Instruction(name, shape, opcode, operands, rest[end:])
+            inside = rest[:end]
+            operands = (inside,) if opcode == "parameter" else re.findall(r"%([\w.\-]+)", inside)
+            current[name] = Instruction(name, shape, opcode, tuple(operands), rest[end:])
     if entry is None:
         raise ValueError("this is no HLO: it has no ENTRY computation")
     return computations, entry
@@ -210,16 +214,30 @@ class _Counter:
         self.collectives[kind] = (number + times, size + times * count_bytes(instruction.shape))
 
     def _count(self, instruction: Instruction, computation: Computation) -> Cost:
-        shapes = [instruction.shape]
-        shapes += [computation[name].shape for name in set(instruction.operands)]
         found = re.search(r'"estimated_cycles":"(-?\d+)"', instruction.attributes)
         cycles = int(found.group(1)) if found else 0
         return Cost(
             kernels=1,
-            bytes=sum(map(count_bytes, shapes)),
+            bytes=count_bytes(instruction.shape) + self._count_reads(instruction, computation),
             flops=self._count_flops(instruction, computation),
             cycles=cycles if 0 < cycles < _NO_ESTIMATE else 0,
         )
+
+    def _count_reads(self, instruction: Instruction, computation: Computation) -> int:
+        """Bytes of the operands, each once; of those that are only sliced, the slices."""
+        if instruction.opcode in ("copy-done", "slice-done"):
+            return count_bytes(instruction.shape)
+        reads = collections.Counter()
+        if instruction.opcode == "fusion":
+            body = self.computations[_find_called(instruction)[0]]
+            for inner in body.values():
+                if inner.opcode == "parameter":
+                    operand = instruction.operands[int(inner.operands[0])]
+                    reads[operand] += _count_bytes_used(inner, body.values())
+        else:
+            for name in set(instruction.operands):
+                reads[name] = _count_bytes_used(computation[name], [instruction])
+        return sum(min(n, count_bytes(computation[name].shape)) for name, n in reads.items())
 
     def _count_flops(self, instruction: Instruction, computation: Computation) -> int:
         if instruction.opcode == "fusion":
@@ -233,6 +251,14 @@ class _Counter:
         if instruction.opcode == "convolution" or "__cudnn$conv" in instruction.attributes:
             return _count_convolution(instruction, computation)
         return 0
+
+
+def _count_bytes_used(operand: Instruction, instructions: Iterable[Instruction]) -> int:
+    """Bytes of an operand that these read of it: what they slice, or all of it."""
+    users = [x for x in instructions if operand.name in x.operands]
+    if all(x.opcode in _SLICES and x.operands.index(operand.name) == 0 for x in users):
+        return sum(count_bytes(x.shape) for x in users)
+    return count_bytes(operand.shape)
 
 
 def _find_called(instruction: Instruction) -> list[str]:

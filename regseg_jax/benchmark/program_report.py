@@ -98,5 +98,5 @@ def draw_program(described: dict[str, Any], title: str) -> Image.Image:
     for axes in (times, kernels):
         axes.margins(x=0.12)
         axes.grid(axis="x", alpha=0.3)
-    times.legend(loc="lower right", fontsize=8)
+    figure.legend(loc="outside lower left", ncols=len(series), fontsize=8)
     return render_figure(figure)

@@ -49,7 +49,11 @@ TPU_TEXT = """HloModule jit_infer
 ENTRY %main.2 (x: f32[8,128]) -> bf16[8,128] {
   %x = f32[8,128]{1,0:T(8,128)} parameter(0)
   %one = bf16[8,128]{1,0:T(8,128)(2,1)} convert(%x), metadata={op_name="jit(infer)/convert"}, backend_config={"estimated_cycles":"120"}
-  ROOT %two = bf16[8,128]{1,0:T(8,128)(2,1)} copy(%one), backend_config={"estimated_cycles":"9223372036854775807"}
+  %copying = (bf16[8,128]{1,0:T(8,128)(2,1)S(1)}, bf16[8,128]{1,0:T(8,128)(2,1)}, u32[]{:S(2)}) copy-start(%one)
+  %copied = bf16[8,128]{1,0:T(8,128)(2,1)S(1)} copy-done(%copying)
+  %slicing = ((bf16[8,128]{1,0:T(8,128)(2,1)}), bf16[4,128]{1,0:T(8,128)(2,1)S(1)}, u32[]{:S(2)}) slice-start(%one), slice={[0:4], [0:128]}
+  %sliced = bf16[4,128]{1,0:T(8,128)(2,1)S(1)} slice-done(%slicing)
+  ROOT %two = bf16[8,128]{1,0:T(8,128)(2,1)} copy(%copied), backend_config={"estimated_cycles":"9223372036854775807"}
 }
 """  # noqa: E501
 
@@ -80,7 +84,9 @@ def test_a_tpu_program_has_cycles():
     program = hlo.count_program(TPU_TEXT)
     assert program.total.cycles == 120  # no estimate of the copy
     assert program.parts["input, output"].bytes == 6 * 8 * 128
-    assert program.parts["unnamed"].kernels == 1
+    assert program.parts["unnamed"].kernels == 3
+    copied, sliced = 2 * 8 * 128, 2 * 4 * 128
+    assert program.parts["unnamed"].bytes == 2 * (copied + sliced + copied)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -112,6 +118,20 @@ def test_a_loop_counts_as_often_as_it_runs():
     for times in (1, 7):
         text = compile_text(functools.partial(repeat, times=times), jnp.zeros((8, 8)))
         assert hlo.count_program(text).total.flops == times * 2 * 8**3
+
+
+def test_of_an_array_that_is_only_sliced_the_slices_count():
+    def update(params, gradients):  # as the optimizer, from one vector of all gradients
+        pieces = jnp.split(gradients, len(params))
+        return [jnp.tanh(p) - 0.1 * piece for p, piece in zip(params, pieces, strict=True)]
+
+    text = compile_text(update, [jnp.zeros(1000)] * 10, jnp.zeros(10_000))
+    program = hlo.count_program(text)
+    assert program.total.kernels >= 10
+    assert program.total.bytes == pytest.approx(4 * 3 * 10_000, rel=0.01)
+
+    text = compile_text(lambda x: x + x[7], jnp.zeros(10_000))
+    assert hlo.count_program(text).total.bytes >= 4 * 2 * 10_000
 
 
 def test_what_devices_send():
