@@ -7,6 +7,8 @@ import pathlib
 from regseg_jax.ops.lowerings import LoweringTable
 from regseg_jax.runtime.files import write_json
 
+_COPY = "conv_lowerings.json"
+
 
 def load_conv_lowerings(path: str, workdir: str | os.PathLike) -> LoweringTable | None:
     """Reads `config.conv_lowerings`, and keeps a copy in the run's folder, which restarts use.
@@ -22,8 +24,7 @@ def load_conv_lowerings(path: str, workdir: str | os.PathLike) -> LoweringTable 
     """
     if not path:
         return None
-    copy = pathlib.Path(workdir) / "conv_lowerings.json"
-    kept = read_lowerings(copy) if copy.exists() else None
+    copy, kept = pathlib.Path(workdir) / _COPY, load_kept_lowerings(workdir)
     if kept is not None and not os.path.exists(path):
         return kept
     table = read_lowerings(path)
@@ -35,6 +36,12 @@ def load_conv_lowerings(path: str, workdir: str | os.PathLike) -> LoweringTable 
             f"{copy}; put that one back, or choose another workdir"
         )
     return table
+
+
+def load_kept_lowerings(workdir: str | os.PathLike) -> LoweringTable | None:
+    """The table that a run was started with, from its folder; None where it had none."""
+    copy = pathlib.Path(workdir) / _COPY
+    return read_lowerings(copy) if copy.exists() else None
 
 
 def read_lowerings(path: str | os.PathLike) -> LoweringTable:
