@@ -61,10 +61,12 @@ def check_class_weights(setting: str | Sequence[float], class_table: ClassTable)
                 f"{', '.join(RULES)}, or '' for none"
             )
         return
-    is_legal = all(isinstance(x, int | float) and 0 < x < float("inf") for x in setting)
+    is_legal = isinstance(setting, Sequence) and all(
+        isinstance(x, int | float) and 0 < x < float("inf") for x in setting
+    )
     if not is_legal or len(setting) not in (0, class_table.num_classes):
         raise ValueError(
-            f"config.loss.class_weights is {tuple(setting)}; set a positive number for each of "
+            f"config.loss.class_weights is {setting}; set a positive number for each of "
             f"the {class_table.num_classes} classes"
         )
 

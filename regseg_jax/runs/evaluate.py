@@ -10,7 +10,7 @@ from regseg_jax.config import parse_config
 from regseg_jax.data.dataset import name_evaluation
 from regseg_jax.ops.lowerings import use_lowerings
 from regseg_jax.reports.pictures import save_png
-from regseg_jax.runs.conv_lowerings import load_conv_lowerings
+from regseg_jax.runs.conv_lowerings import load_kept_lowerings
 from regseg_jax.runs.parts import create_dataset
 from regseg_jax.runs.scores import format_evaluation, format_scores
 from regseg_jax.runs.trained import load_run
@@ -40,7 +40,7 @@ def evaluate_run(config: ConfigDict, workdir: str | os.PathLike) -> Scores:
     evaluator = Evaluator.create(
         trained.model, source, dataset.class_table, config.eval, config.data.num_workers
     )
-    with use_lowerings(load_conv_lowerings(saved.conv_lowerings, workdir)):
+    with use_lowerings(load_kept_lowerings(workdir)):
         evaluation = evaluator(trained.variables)
         averaged = evaluator(trained.ema_variables) if trained.ema_variables else None
     if not is_main_process():

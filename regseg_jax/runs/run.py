@@ -148,7 +148,9 @@ class Run:
                     write=is_main_process(),
                 )
                 sampler = dataset.create_sampler(train_source, config.global_batch_size, workdir)
-            conv_lowerings = load_conv_lowerings(config.conv_lowerings, workdir)
+            conv_lowerings = load_conv_lowerings(
+                config.conv_lowerings, workdir, write=is_main_process()
+            )
             on_error.pop_all()
         num_steps = config.num_epochs * sampler.steps_per_epoch
         return cls(

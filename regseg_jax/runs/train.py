@@ -24,8 +24,12 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Evaluation | None:
       ValueError: if config, data or workdir do not fit; before training starts.
       FloatingPointError: if the loss is not finite; the last good checkpoint is kept.
     """
-    # --- The parts, and the state where an earlier start of this run stopped.
-    run = Run.create(config, workdir)
+    with contextlib.closing(Run.create(config, workdir)) as run:  # holds the workdir until then
+        return _train(run)
+
+
+def _train(run: Run) -> Evaluation | None:
+    # --- The state where an earlier start of this run stopped, and the compiled parts.
     checkpoints = CheckpointManager(run.workdir)
     state = run.create_state()
     if (restored := checkpoints.restore_newest(state)) is not None:
@@ -41,7 +45,6 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Evaluation | None:
 
     # --- The loop.
     with (
-        contextlib.closing(run),
         contextlib.closing(checkpoints),  # waits for what is being saved, also after an error
         run.create_batches(start_step=step, num_steps=run.num_steps) as batches,
         StopRequest() as stop_request,

@@ -62,14 +62,11 @@ def load_state_dict_file(path: str | os.PathLike) -> StateDictFile:
     parts = [f"{path}: {len(tensors)} tensors"]
     parts += [f"under {'.'.join(keys)!r}"] if keys else []
     parts += [f"without the prefix {prefix!r}"] if prefix else []
-    left_out = [repr(name) for name in (*others, *state_dict) if _is_left_out(name, others, prefix)]
-    parts += [f"not read: {', '.join(left_out[:10])}"] if left_out else []
     is_ours = keys == ("model",) and "name" in others and "num_classes" in others
+    left_out = [] if is_ours else [repr(name) for name in others]
+    left_out += [repr(name) for name in state_dict if not name.startswith(prefix)]
+    parts += [f"not read: {', '.join(left_out[:10])}"] if left_out else []
     return StateDictFile(tensors, others if is_ours else {}, ", ".join(parts))
-
-
-def _is_left_out(name: str, others: Mapping[str, Any], prefix: str) -> bool:
-    return name in others or not name.startswith(prefix)
 
 
 def _find_state_dict(content: Any) -> tuple[tuple[str, ...], dict[str, Tensor]] | None:

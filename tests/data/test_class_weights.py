@@ -66,7 +66,7 @@ def test_none(source, tmp_path, setting):
 
 def test_numbers(source, tmp_path):
     assert load_class_weights((1, 2.5, 1, 1), tmp_path, source, TABLE) == (1.0, 2.5, 1.0, 1.0)
-    for wrong in ((1, 2, 3), (1, 2, 3, -1), (1, 2, 3, "4"), (1, 2, 3, 0)):
+    for wrong in ((1, 2, 3), (1, 2, 3, -1), (1, 2, 3, "4"), (1, 2, 3, 0), 5):
         with pytest.raises(ValueError, match="set a positive number for each of the 4 classes"):
             load_class_weights(wrong, tmp_path, source, TABLE)
     with pytest.raises(ValueError, match=r"class_weights is 'median'; set numbers, one of median_"):

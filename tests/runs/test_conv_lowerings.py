@@ -14,7 +14,7 @@ from regseg_jax.ops.lowerings import (
     PassLowerings,
     use_lowerings,
 )
-from regseg_jax.runs.conv_lowerings import load_conv_lowerings
+from regseg_jax.runs.conv_lowerings import load_conv_lowerings, load_kept_lowerings
 from regseg_jax.runs.parts import abstract_train_state
 from regseg_jax.runs.run import Run
 
@@ -37,10 +37,11 @@ def test_a_run_keeps_its_table(tmp_path):
     write_table(path, "dense")
     with pytest.raises(ValueError, match="not the table that the run began with"):
         load_conv_lowerings(str(path), workdir)
+    assert load_kept_lowerings(workdir) == table  # what an evaluation uses
 
 
 def test_without_one_the_defaults_stand(tmp_path):
-    assert load_conv_lowerings("", tmp_path) is None
+    assert load_conv_lowerings("", tmp_path) is load_kept_lowerings(tmp_path) is None
     assert not list(tmp_path.iterdir())
 
 

@@ -38,6 +38,7 @@ def exported(workdir):
 def test_an_exported_file_stands_for_its_run(workdir, tmp_path, format_name):
     export_run(workdir, format_name, tmp_path / "a")
     weights, trained = load_weights(tmp_path / "a"), load_run(workdir)
+    assert "not read" not in weights.report
     assert weights.variant == trained.model.variant
     assert weights.class_table == CAMVID
     assert weights.image_size == ()
