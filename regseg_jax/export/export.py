@@ -47,7 +47,7 @@ def export_run(
 
     Raises:
       ValueError: if output exists, a package is missing, the run cannot be read, has weights
-        that are not finite or is a search (but for stablehlo), or the options do not fit the format.
+        that are not finite or is a search (stablehlo takes one), or the options do not fit.
     """
     if format_name not in FORMATS:
         raise ValueError(f"--format is {format_name!r}; use one of {', '.join(FORMATS)}")
