@@ -80,7 +80,7 @@ def test_another_architecture_is_one_line(folder, source, message):
     with pytest.raises(ValueError, match=message) as raised:
         load_initial_weights(folder / source, create_model("small_decoder14", NUM_CLASSES))
     assert "\n" not in str(raised.value)
-    assert len(str(raised.value)) < 600
+    assert len(str(raised.value).replace(str(folder), "")) < 600
 
 
 def test_what_is_no_source_is_named(tmp_path):

@@ -147,6 +147,7 @@ def test_taps_narrow_from_the_end_of_the_warm_up_to_the_middle_of_the_search():
     np.testing.assert_allclose(widths, [4, 4, 2, 1, 1], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_at_whole_rates_the_searched_model_is_the_fixed_one(small_variant):
     rates = [[1, 1], [2, 3]]
     fixed = RegSeg(
