@@ -11,7 +11,7 @@ from regseg_jax.config import create_default_config
 
 
 def get_config() -> ConfigDict:
-    """1850 steps on scenes of 96 x 128, 81.0 % mean IoU on 100 unseen scenes.
+    """1850 steps on scenes of 96 x 128, about 81 % mean IoU on 100 unseen scenes.
 
     The values are this project's own, except for the paper's defaults.
     """
