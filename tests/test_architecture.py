@@ -58,6 +58,7 @@ LAYERS = {
     "ops.conv": {"ops.lowerings"},
     "ops.lowerings": set(),
     "ops.pooled_conv": {"ops.conv", "ops.resize"},
+    "ops.relaxed_conv": {"ops.continuous_conv"},
     "ops.resize": set(),
     "ops.sample": set(),
     "ops.upsampled_loss": {"ops.resize"},
@@ -78,7 +79,7 @@ LAYERS = {
     "models.field_of_view": {"models.variants"},
     "models.searched_conv": {
         *("models.blocks", "models.layers", "models.variants"),
-        "ops.continuous_conv",
+        *("ops.continuous_conv", "ops.relaxed_conv"),
     },
     "training.losses": {"ops.upsampled_loss", "runtime.checks"},
     "training.metrics": set(),
@@ -89,7 +90,13 @@ PLACES = {
     "orbax": ("training.checkpoints",),
     "ml_collections": (
         *("config", "describe", "main", "import_torch", "runs.train", "runs.run", "runs.evaluate"),
-        *("search.compare", "benchmark.input", "benchmark.programs", "runtime.recipes"),
+        *(
+            "search.compare",
+            "benchmark.formats",
+            "benchmark.input",
+            "benchmark.programs",
+            "runtime.recipes",
+        ),
     ),
     "torch": ("export", "weights.torch_files"),
     "safetensors": ("weights.safetensors_files",),

@@ -4,6 +4,7 @@ import io
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 from regseg_jax.export.state_dict import create_state_dict
@@ -16,7 +17,14 @@ def create_trained_torch_model(
 ) -> RegSeg:
     """The run's model in PyTorch: float32, on the CPU, in evaluation mode."""
     state_dict = create_state_dict(trained, counters)
-    model = create_torch_model(trained.model.variant.name, trained.model.num_classes).eval()
+    return create_loaded_model(trained.model.variant.name, trained.model.num_classes, state_dict)
+
+
+def create_loaded_model(
+    name: str, num_classes: int, state_dict: Mapping[str, np.ndarray]
+) -> RegSeg:
+    """A variant in PyTorch with these weights: float32, on the CPU, in evaluation mode."""
+    model = create_torch_model(name, num_classes).eval()
     load_weights(model, {name: torch.tensor(array) for name, array in state_dict.items()})
     return model
 

@@ -18,6 +18,9 @@ MAY_CHANGE = (
     *("log_every_steps", "checkpoint_every_steps", "eval.num_panels", "eval.num_worst"),
 )
 
+# What runs did before there was a key for it, where its default is another thing.
+_BEFORE_KEYS = {"search.method": "continuous"}
+
 
 class WorkdirLock:
     """Holds a workdir for one run at a time, until it is closed or its process ends.
@@ -101,7 +104,7 @@ def check_same_run(
 
 
 def load_config(workdir: str | os.PathLike) -> Config:
-    """Reads the config of a run; keys that an older version did not have take their defaults.
+    """Reads the config of a run; keys that an older version did not have are as they would be.
 
     Raises:
       ValueError: if there is none, or it has keys that no longer exist.
@@ -110,7 +113,7 @@ def load_config(workdir: str | os.PathLike) -> Config:
     if not path.exists():
         raise ValueError(f"{workdir} holds no run: there is no {path}; pass the --workdir of one")
     try:
-        return unflatten_config(json.loads(path.read_text()))
+        return unflatten_config(_BEFORE_KEYS | json.loads(path.read_text()))
     except ValueError as error:
         raise ValueError(f"{path} cannot be read by this version of regseg_jax: {error}") from None
 

@@ -13,14 +13,14 @@ from PIL import Image
 from tqdm import tqdm
 
 from regseg_jax.data.augment import resize_and_normalize
-from regseg_jax.data.classes import IGNORE_LABEL, ClassTable
+from regseg_jax.data.classes import ClassTable
 from regseg_jax.data.pipeline import Batch, EvalPlan, ProcessShard, create_eval_iterator
 from regseg_jax.data.sources.source import Source
 from regseg_jax.models.folding import fold_batch_norm
 from regseg_jax.models.regseg import RegSeg
 from regseg_jax.reports.pictures import draw_panel
 from regseg_jax.runtime.checks import check_integer, check_number, check_size
-from regseg_jax.training.metrics import ConfusionMatrix, Scores, compute_scores
+from regseg_jax.training.metrics import ConfusionMatrix, Scores, compute_scores, count_confusion
 from regseg_jax.training.sharding import (
     batch_sharded,
     create_mesh,
@@ -208,9 +208,8 @@ class Evaluator:
 
 def _image_mean_iou(label: np.ndarray, prediction: np.ndarray, class_table: ClassTable) -> float:
     """Of one image; infinite if nothing is labelled, so that it is never among the worst."""
-    n, scored = class_table.num_classes, label != IGNORE_LABEL
-    cells = label[scored].astype(np.int64) * n + prediction[scored]
-    mean_iou = compute_scores(np.bincount(cells, minlength=n * n).reshape(n, n)).mean_iou
+    counts = count_confusion(label, prediction, class_table.num_classes)
+    mean_iou = compute_scores(counts).mean_iou
     return np.inf if np.isnan(mean_iou) else mean_iou
 
 
