@@ -67,7 +67,7 @@ def test_forms_are_scored_and_compared_with_float32(weights, source):
 def test_the_page_shows_the_worst_images_first(weights, source, tmp_path):
     rows, images = formats.compare(weights, source, range(3), [])
     assert images[0].name == "street_2"
-    assert images[0].scores.mean_iou < 0.6 < rows[0]["mean_iou"]
+    assert images[0].scores.mean_iou < rows[0]["mean_iou"] < images[1].scores.mean_iou
     page = formats.write_page(tmp_path / "page", images[:2], source, CAMVID)
     headings = [line for line in page.read_text().splitlines() if line.startswith("## ")]
     percent = 100 * images[0].scores.mean_iou
