@@ -1,12 +1,14 @@
 """Trains or evaluates.
 
 python -m regseg_jax.main --config=configs/camvid.py [--workdir=RUN] [--mode=eval]
+
+--mode=eval --weights=FILE_OR_NAME evaluates exported or shipped weights in place of a run.
 """
 
 from absl import flags
 from ml_collections import config_flags
 
-from regseg_jax.runs.evaluate import evaluate_run
+from regseg_jax.runs.evaluate import evaluate_run, evaluate_weights
 from regseg_jax.runs.train import train
 from regseg_jax.runtime.command import run_command
 from regseg_jax.runtime.recipes import default_workdir
@@ -18,11 +20,18 @@ def main(argv: list[str]) -> None:
     values = flags.FLAGS
     if argv:
         raise ValueError(f"unexpected arguments {argv}; flags start with --")
+    if values.weights and values.mode == "train":
+        raise ValueError(
+            f"--weights={values.weights} is of --mode=eval; to train from them, set "
+            f"--config.init_from={values.weights}"
+        )
     if values.multi_host:
         join_processes()
     recipe = config_flags.get_config_filename(values["config"])
-    workdir = values.workdir or default_workdir(recipe)
-    if values.mode == "train":
+    workdir = values.workdir or default_workdir(values.weights or recipe)
+    if values.weights:
+        evaluate_weights(values.config, values.weights, workdir)
+    elif values.mode == "train":
         train(values.config, workdir)
     else:
         evaluate_run(values.config, workdir)
@@ -35,6 +44,7 @@ def run() -> None:
         "workdir", None, "The run's folder: checkpoints, logs, pictures; runs/RECIPE by default."
     )
     flags.DEFINE_enum("mode", "train", ["train", "eval"], "Train, or evaluate a run's best.")
+    flags.DEFINE_string("weights", None, "Evaluate these, not a run: a file, or a shipped name.")
     flags.DEFINE_bool(
         "multi_host", False, "One of several processes: set by the scripts in launch/."
     )
