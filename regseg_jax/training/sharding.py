@@ -34,23 +34,34 @@ def join_processes() -> None:
     )
 
 
-def create_mesh(batch_size: int, key: str = "global_batch_size") -> Mesh:
+def create_mesh(
+    batch_size: int, key: str = "global_batch_size", *, accumulation_steps: int = 1
+) -> Mesh:
     """A one-axis mesh over every device of every process, for data parallelism.
 
     Args:
       batch_size: what is sharded over the mesh, in images.
       key: of the config that sets it, for the message.
+      accumulation_steps: parts that a device takes its images in.
 
     Raises:
-      ValueError: if the batch does not divide evenly over the devices.
+      ValueError: if the batch does not divide evenly over the devices and their parts.
     """
     num_devices = jax.device_count()
-    if batch_size % num_devices:
-        raise ValueError(
-            f"config.{key} is {batch_size}, which does not divide over {num_devices} devices; "
-            f"set a multiple of {num_devices}"
-        )
+    check_divides(batch_size, key, num_devices, accumulation_steps)
     return jax.make_mesh((num_devices,), (BATCH_AXIS,), axis_types=(AxisType.Auto,))
+
+
+def check_divides(batch_size: int, key: str, num_devices: int, accumulation_steps: int = 1) -> None:
+    """Raises ValueError if a batch does not divide over devices and their micro-batches."""
+    parts, divisor = f"{num_devices} devices", num_devices * accumulation_steps
+    if accumulation_steps > 1:
+        parts += f" with config.accumulation_steps={accumulation_steps} on each"
+    if batch_size % divisor:
+        raise ValueError(
+            f"config.{key} is {batch_size}, which does not divide over {parts}; "
+            f"set a multiple of {divisor}"
+        )
 
 
 def single_device_mesh() -> Mesh:
