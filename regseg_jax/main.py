@@ -3,6 +3,8 @@
 python -m regseg_jax.main --config=configs/camvid.py [--workdir=RUN] [--mode=eval]
 """
 
+import sys
+
 from absl import flags
 from ml_collections import config_flags
 
@@ -22,10 +24,10 @@ def main(argv: list[str]) -> None:
         join_processes()
     recipe = config_flags.get_config_filename(values["config"])
     workdir = values.workdir or default_workdir(recipe)
-    if values.mode == "train":
-        train(values.config, workdir)
-    else:
+    if values.mode == "eval":
         evaluate_run(values.config, workdir)
+    elif train(values.config, workdir) is None:
+        sys.exit(values.stopped_exit_code)
 
 
 def run() -> None:
@@ -37,6 +39,13 @@ def run() -> None:
     flags.DEFINE_enum("mode", "train", ["train", "eval"], "Train, or evaluate a run's best.")
     flags.DEFINE_bool(
         "multi_host", False, "One of several processes: set by the scripts in launch/."
+    )
+    flags.DEFINE_integer(
+        "stopped_exit_code",
+        0,
+        "Of a training that SIGTERM stopped; schedulers may take 0 for complete.",
+        lower_bound=0,
+        upper_bound=255,
     )
     flags.mark_flag_as_required("config")
     run_command(main, "regseg_jax.main")
