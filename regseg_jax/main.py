@@ -5,6 +5,8 @@ python -m regseg_jax.main --config=configs/camvid.py [--workdir=RUN] [--mode=eva
 --mode=eval --weights=FILE_OR_NAME evaluates exported or shipped weights in place of a run.
 """
 
+import sys
+
 from absl import flags
 from ml_collections import config_flags
 
@@ -31,10 +33,10 @@ def main(argv: list[str]) -> None:
     workdir = values.workdir or default_workdir(values.weights or recipe)
     if values.weights:
         evaluate_weights(values.config, values.weights, workdir)
-    elif values.mode == "train":
-        train(values.config, workdir)
-    else:
+    elif values.mode == "eval":
         evaluate_run(values.config, workdir)
+    elif train(values.config, workdir) is None:
+        sys.exit(values.stopped_exit_code)
 
 
 def run() -> None:
@@ -47,6 +49,13 @@ def run() -> None:
     flags.DEFINE_string("weights", None, "Evaluate these, not a run: a file, or a shipped name.")
     flags.DEFINE_bool(
         "multi_host", False, "One of several processes: set by the scripts in launch/."
+    )
+    flags.DEFINE_integer(
+        "stopped_exit_code",
+        0,
+        "Of a training that SIGTERM stopped; schedulers may take 0 for complete.",
+        lower_bound=0,
+        upper_bound=255,
     )
     flags.mark_flag_as_required("config")
     run_command(main, "regseg_jax.main")
