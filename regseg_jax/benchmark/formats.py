@@ -27,11 +27,12 @@ from regseg_jax.export.forms import FORMS, REFERENCE, check_forms, create_forwar
 from regseg_jax.ops.resize import upsample_bilinear
 from regseg_jax.reports.pictures import draw_panel, save_png
 from regseg_jax.reports.tables import format_table
+from regseg_jax.runs.evaluate import check_classes
 from regseg_jax.runs.parts import create_dataset
+from regseg_jax.runs.trained import Trained
 from regseg_jax.runtime.files import replacing
-from regseg_jax.training.evaluation import EvalConfig, create_preprocess_fn
+from regseg_jax.training.evaluation import create_preprocess_fn
 from regseg_jax.training.metrics import Scores, compute_scores, count_confusion
-from regseg_jax.weights.load import LoadedWeights, load_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,13 +53,13 @@ class ScoredImage:
 
 
 def compare(
-    weights: LoadedWeights, source: Source, indices: Sequence[int], forms: Sequence[str]
+    trained: Trained, source: Source, indices: Sequence[int], forms: Sequence[str]
 ) -> tuple[list[dict[str, Any]], list[ScoredImage]]:
     """Scores images in every form.
 
     Args:
-      weights: the model.
-      source: labelled images of the weights' classes.
+      trained: weights, in float32.
+      source: labelled images of their classes.
       indices: of the images.
       forms: of `FORMS`; the reference is added if it is not among them.
 
@@ -66,11 +67,9 @@ def compare(
       For each form its name, `mean_iou` and `iou_per_class` over all images, and the fraction of
       `differing_pixels`, whose class is not the reference's; and the images, the worst first.
     """
-    model, classes = weights.create_model(), weights.class_table.num_classes
-    preprocess = jax.jit(create_preprocess_fn(EvalConfig(image_size=weights.image_size)))
-    create = functools.lru_cache(
-        lambda form, size: create_forward(form, model, weights.variables, size)
-    )
+    classes = trained.class_table.num_classes
+    preprocess = jax.jit(create_preprocess_fn(trained.eval_config))
+    create = functools.lru_cache(lambda form, size: create_forward(form, trained, size))
     forms = list(dict.fromkeys((REFERENCE, *forms)))
     counts = {form: np.zeros((classes, classes), np.int64) for form in forms}
     differing, num_pixels, images = dict.fromkeys(forms, 0), 0, []
@@ -137,19 +136,13 @@ def write_page(
 def measure(values: flags.FlagValues) -> dict[str, Any]:
     """Compares what the flags name, prints a table, and writes the page if there is a folder."""
     check_forms(values.forms)
-    weights, config = load_weights(values.weights), parse_config(values.config)
-    print(weights.report)
-    dataset, split = create_dataset(config), config.data.eval_split
-    table = weights.class_table
-    if table.class_names != dataset.class_table.class_names:
-        raise ValueError(
-            f"--weights={values.weights} has the classes of {table.name!r}, and the recipe's data "
-            f"those of {dataset.class_table.name!r}; pass the --config that they were trained with"
-        )
+    trained, config = Trained.from_weights(values.weights), parse_config(values.config)
+    dataset, split, table = create_dataset(config), config.data.eval_split, trained.class_table
+    check_classes(trained, dataset.class_table)
     source = dataset.create_source(split)
     count = min(values.num_images or len(source), len(source))
     indices = np.linspace(0, len(source) - 1, count).round().astype(int).tolist()
-    rows, images = compare(weights, source, indices, values.forms)
+    rows, images = compare(trained, source, indices, values.forms)
     cells = [
         (row["form"], f"{100 * row['mean_iou']:.3f}", f"{row['differing_pixels']:.4%}")
         for row in rows

@@ -17,7 +17,7 @@ from regseg_jax.data.decode import load_image
 from regseg_jax.export.forms import FORMS, REFERENCE, Forward, check_forms, create_forward
 from regseg_jax.prediction.inputs import find_inputs
 from regseg_jax.reports.tables import format_table
-from regseg_jax.runs.trained import TrainedRun, load_run
+from regseg_jax.runs.trained import Trained, load_run
 from regseg_jax.runtime.command import run_command
 from regseg_jax.runtime.environment import describe_environment
 from regseg_jax.runtime.files import check_new, write_json
@@ -26,12 +26,9 @@ from regseg_jax.training.evaluation import create_preprocess_fn
 _COMPARED = [form for form in FORMS if not form.startswith("JAX")]
 
 
-def create_forwards(trained: TrainedRun, size: tuple[int, int]) -> dict[str, Forward]:
+def create_forwards(trained: Trained, size: tuple[int, int]) -> dict[str, Forward]:
     """JAX's and one function per other form, see `forms.create_forward`."""
-    return {
-        form: create_forward(form, trained.model, trained.variables, size)
-        for form in (REFERENCE, *_COMPARED)
-    }
+    return {form: create_forward(form, trained, size) for form in (REFERENCE, *_COMPARED)}
 
 
 def compare(workdir: str | os.PathLike, paths: Sequence[str | os.PathLike]) -> list[dict[str, Any]]:
@@ -50,13 +47,13 @@ def compare(workdir: str | os.PathLike, paths: Sequence[str | os.PathLike]) -> l
     """
     check_forms(_COMPARED)
     images = [entry.path for entry in find_inputs(paths).images]
-    trained = load_run(workdir)
-    if trained.config.precision != "float32":
+    trained = Trained.from_run(load_run(workdir))
+    if trained.model.dtype != np.float32:
         raise ValueError(
-            f"{workdir} computes in {trained.config.precision}: its rounding would hide the "
+            f"{workdir} computes in {np.dtype(trained.model.dtype)}: its rounding would hide the "
             "differences; compare a run of float32"
         )
-    preprocess = jax.jit(create_preprocess_fn(trained.config.eval))
+    preprocess = jax.jit(create_preprocess_fn(trained.eval_config))
     forwards_of = functools.lru_cache(functools.partial(create_forwards, trained))
     largest, differing, stds = {}, {}, []
     for inputs in tqdm(_prepare(images, preprocess), total=len(images), unit="image", disable=None):

@@ -12,8 +12,8 @@ import numpy as np
 
 from regseg_jax.models.folding import fold_batch_norm
 from regseg_jax.models.regseg import RegSeg
+from regseg_jax.runs.trained import Trained
 from regseg_jax.runtime.packages import require_packages
-from regseg_jax.weights.names import to_torch
 
 Forward = Callable[[np.ndarray], np.ndarray]  # f32[1, H, W, 3] -> f32[1, H, W, num_classes]
 
@@ -31,21 +31,19 @@ FORMS = {
 }
 
 
-def create_forward(
-    form: str, model: RegSeg, variables: dict[str, Any], size: tuple[int, int]
-) -> Forward:
+def create_forward(form: str, trained: Trained, size: tuple[int, int]) -> Forward:
     """A function that runs the model in a form; if that is a file, from the file's own bytes.
 
     Args:
       form: one of `FORMS`. In half precision batch norms are folded, as in evaluation.
-      model: of float32.
-      variables: {"params", "batch_stats"}.
+      trained: of float32.
       size: what files are fixed to, because StableHLO's open sizes are multiples of 32.
 
     Raises:
       ValueError: if there is no such form, or a package that it needs is missing.
     """
     check_forms([form])
+    model, variables = trained.model, trained.variables
     if form == REFERENCE:
         return _create_jax(model, variables)
     if form.startswith("JAX "):
@@ -55,8 +53,7 @@ def create_forward(
         return _create_stablehlo(model, variables, size)
     from regseg_jax.export import torch_format, torch_model
 
-    state_dict = to_torch(variables, num_batches_tracked=0)
-    network = torch_format.create_loaded_model(model.variant.name, model.num_classes, state_dict)
+    network = torch_format.create_trained_torch_model(trained)
     if form == "ONNX Runtime":
         return _create_onnx(network, size)
     if form.endswith("folded"):

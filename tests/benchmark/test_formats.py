@@ -9,8 +9,8 @@ from regseg_jax.data.classes import CAMVID, IGNORE_LABEL
 from regseg_jax.export import torch_model
 from regseg_jax.export.forms import FORMS, REFERENCE, check_forms
 from regseg_jax.models.regseg import create_model
-from regseg_jax.models.variants import get_variant
-from regseg_jax.weights.load import LoadedWeights
+from regseg_jax.runs.trained import Trained
+from regseg_jax.training.evaluation import EvalConfig, create_preprocess_fn
 from regseg_jax.weights.names import from_torch
 
 SIZE = (33, 48)
@@ -28,10 +28,10 @@ def state_dict(small_backbone) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def weights(state_dict) -> LoadedWeights:
+def weights(state_dict) -> Trained:
     arrays = {name: tensor.numpy() for name, tensor in state_dict.items()}
-    variables = from_torch(arrays, create_model(small_import.NAME, small_import.NUM_CLASSES))
-    return LoadedWeights(get_variant(small_import.NAME), variables, CAMVID, (), "")
+    model = create_model(small_import.NAME, small_import.NUM_CLASSES)
+    return Trained("a", model, from_torch(arrays, model), None, 0, {}, CAMVID, EvalConfig())
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def source(state_dict) -> list[dict]:
     examples = []
     for i in range(3):
         image = np.random.default_rng(i).integers(0, 256, (*SIZE, 3), np.uint8)
-        inputs = np.asarray(formats.create_preprocess_fn(formats.EvalConfig())(image[None]))
+        inputs = np.asarray(create_preprocess_fn(EvalConfig())(image[None]))
         with torch.inference_mode():
             logits = network(torch.tensor(inputs.transpose(0, 3, 1, 2)))
         label = logits.argmax(1)[0].numpy().astype(np.uint8)

@@ -30,14 +30,14 @@ def test_every_form_agrees_and_a_wrong_one_is_seen(workdir, image, monkeypatch):
     assert all(0 <= row["max_difference_in_deviations"] < 1e-4 for row in rows.values())
     assert all(row["differing_pixels"] < 1e-3 for row in rows.values())
 
-    create = torch_format.create_loaded_model
+    create = torch_format.create_trained_torch_model
 
     def create_wrong_model(*arguments):
         model = create(*arguments)
         model.decoder.head16.conv.weight.data *= 2
         return model
 
-    monkeypatch.setattr(torch_format, "create_loaded_model", create_wrong_model)
+    monkeypatch.setattr(torch_format, "create_trained_torch_model", create_wrong_model)
     rows = {row["form"]: row for row in agreement.compare(workdir, [image])}
     assert rows["PyTorch"]["max_difference_in_deviations"] > 0.01
     assert rows["StableHLO"]["max_difference_in_deviations"] < 1e-4
