@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -106,6 +107,18 @@ def test_what_fits_is_said(compiler, capsys):
     assert "compiling for h100:2, 8 images per device" in capsys.readouterr().out
 
 
+def test_a_batch_in_parts_is_tried_in_multiples_of_them(compiler):
+    compiler.config = dataclasses.replace(compiler.config, accumulation_steps=4)
+    result = programs.describe(compiler, 8, max_compilations=6)
+    limit = int(0.75 * H100.memory_bytes / 1e9) - 1
+    largest = result["largest_images_per_device"]
+    assert largest["fits"] == limit // 4 * 4
+    assert all(images % 4 == 0 for images in compiler.memory)
+    text = programs.format_result(result)
+    assert "8 images on each of 2 devices, 4 parts one after another" in text
+    assert f"that fits is {limit // 4 * 4} on a device" in text
+
+
 def test_one_compilation_finds_no_limit(compiler):
     result = programs.describe(compiler, 8, max_compilations=1)
     assert len(compiler.seconds) == 1
@@ -120,3 +133,7 @@ def test_the_config_s_batch_is_the_default(mode, images):
 def test_a_batch_that_does_not_divide_is_named():
     with pytest.raises(ValueError, match=r"batch of 3 .* 2 devices of h100:2; add --batch_size=4"):
         programs._choose_images(Config(), "train", TARGET, 3)
+    config = Config(accumulation_steps=4)
+    with pytest.raises(ValueError, match=r"steps=4 on each; add --batch_size=16"):
+        programs._choose_images(config, "train", TARGET, 12)
+    assert programs._choose_images(config, "inference", TARGET, 2) == 1
