@@ -52,7 +52,8 @@ def pack_sources(
             f"{output} needs {_ROOM * needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; make "
             "room, or choose another output"
         )
-    with _partial_folder(output) as folder, tqdm(total=len(files), unit="image") as bar:
+    bar = tqdm(total=len(files), unit="image", disable=None)
+    with _partial_folder(output) as folder, bar:
         splits = {}
         for split, source in sources.items():
             bar.set_description(f"packing {split}")
