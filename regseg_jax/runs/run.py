@@ -189,10 +189,9 @@ class Run:
         """What the training steps fold their numbers into."""
         return jax.random.split(jax.random.key(self.config.seed))[1]
 
-    @property
-    def eval_every_steps(self) -> int:
-        """Steps between evaluations."""
-        return self.config.eval.every_epochs * self.sampler.steps_per_epoch
+    def evaluates_after(self, step: int) -> bool:
+        """Whether an evaluation is due after this step."""
+        return self.config.eval.is_due(step, self.num_steps, self.sampler.steps_per_epoch)
 
     def create_state(self) -> TrainState:
         """The state of step 0, on every device."""

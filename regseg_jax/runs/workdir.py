@@ -23,6 +23,9 @@ MAY_CHANGE = (
     *("accumulation_steps", "eval.batch_size"),
 )
 
+# What runs did before there was a key for it, where its default is another thing.
+_BEFORE_KEYS = {"search.method": "continuous"}
+
 
 class WorkdirLock:
     """Holds a workdir for one run at a time, until it is closed or its process ends.
@@ -107,7 +110,7 @@ def check_same_run(
 
 
 def load_config(workdir: str | os.PathLike) -> Config:
-    """Reads the config of a run; keys that an older version did not have take their defaults.
+    """Reads the config of a run; keys that an older version did not have are as they would be.
 
     Raises:
       ValueError: if there is none, or it has keys that no longer exist.
@@ -116,7 +119,7 @@ def load_config(workdir: str | os.PathLike) -> Config:
     if not path.exists():
         raise ValueError(f"{workdir} holds no run: there is no {path}; pass the --workdir of one")
     try:
-        return unflatten_config(json.loads(path.read_text()))
+        return unflatten_config(_BEFORE_KEYS | json.loads(path.read_text()))
     except ValueError as error:
         raise ValueError(f"{path} cannot be read by this version of regseg_jax: {error}") from None
 

@@ -21,14 +21,16 @@ SHUTDOWN_TIMEOUT_SECONDS = 300
 def join_processes() -> None:
     """Connects to the other processes of the run.
 
-    Slurm, Kubernetes and TPU pods are recognised by JAX itself; elsewhere JAX_COORDINATOR_ADDRESS,
-    JAX_NUM_PROCESSES and JAX_PROCESS_ID say who is who.
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say who is who, and then nothing
+    else is asked. Without them JAX itself recognises Slurm and TPU pods.
     """
     numbers = [os.environ.get(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")]
     num_processes, process_id = (None if number is None else int(number) for number in numbers)
+    is_told = "JAX_COORDINATOR_ADDRESS" in os.environ and None not in numbers
     jax.distributed.initialize(
         num_processes=num_processes,
         process_id=process_id,
+        cluster_detection_method="deactivate" if is_told else None,
         heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_SECONDS,
         shutdown_timeout_seconds=SHUTDOWN_TIMEOUT_SECONDS,
     )

@@ -92,6 +92,7 @@ def test_killed_twice_and_stopped_once_ends_bit_identical(whole_run, tmp_path):
 
 def test_a_search_killed_and_restarted_ends_bit_identical(tmp_path):
     search = ["model=smalldilated_decoder12", "search.enabled=True", "search.warmup_steps=2"]
+    search += ["search.method=continuous"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     _, err = finish(start(whole, *search))
     assert "found.json" in err

@@ -22,7 +22,7 @@ from regseg_jax.ops.conv import grouped_conv
 from regseg_jax.training.losses import BootstrappedCrossEntropy, CrossEntropy
 from regseg_jax.training.optimizer import create_learning_rate_fn, create_optimizer
 from regseg_jax.training.precise_bn import create_add_batch
-from regseg_jax.training.rate_search import RateSearch, create_search_model, searched_layers
+from regseg_jax.training.rate_search import ContinuousSearch, create_search_model, searched_layers
 from regseg_jax.training.sharding import batch_sharded, replicated
 from regseg_jax.training.steps import create_eval_step, create_score_fn, create_train_step
 from regseg_jax.training.train_state import create_train_state
@@ -143,9 +143,11 @@ def test_micro_batches_send_their_gradients_together(model, mesh):
 
 
 def test_the_search_of_dilation_rates_sends_nothing_else(variant, mesh):
-    model = create_search_model(variant, 11, jnp.float32, num_branches=2, initial_rate=1)
+    model = create_search_model(
+        variant, 11, jnp.float32, method="continuous", num_branches=2, rate=1
+    )
     layers = searched_layers(model.variant.backbone)
-    tx = RateSearch(layers, 0.1, warmup_steps=2, num_steps=10).create_optimizer(TX)
+    tx = ContinuousSearch(layers, 0.1, warmup_steps=2, num_steps=10).create_optimizer(TX)
     counts = _count_of_train_step(model, mesh, tx=tx, batch_norm_per_device=True)
     assert counts.keys() == {"all-reduce"}
     assert counts["all-reduce"] <= 4
