@@ -39,14 +39,16 @@ def relaxed_conv(
             "rates are not of the same candidates"
         )
 
-    # A loop over real rates: one small program, however many candidates and blocks there are. Its
-    # gradient computes each candidate again, or the memory of all would be needed at once.
     @jax.checkpoint
-    def add_candidate(total: Array, candidate: tuple[Array, Array, Array]) -> tuple[Array, None]:
-        kernel, weight, rate = candidate
-        kernel = (weight * kernel).astype(x.dtype)
-        return total + continuous_conv(x, kernel, rate, groups=groups), None
+    def convolve(kernel: Array, weight: Array, rate: Array) -> Array:
+        return continuous_conv(x, (weight * kernel).astype(x.dtype), rate, groups=groups)
 
-    rates = jnp.array(dilation_rates, jnp.float32)
-    zeros = jnp.zeros((*x.shape[:3], kernels.shape[-1]), x.dtype)
-    return jax.lax.scan(add_candidate, zeros, (kernels, weights, rates))[0]
+    # A loop over real rates: one small program, however many candidates and blocks there are. Its
+    # gradient computes each candidate again, or the memory of all would be needed at once. The
+    # first one stands before it, for zeros would not be of its type where x is sharded.
+    candidates = kernels, weights, jnp.array(dilation_rates, jnp.float32)
+    return jax.lax.scan(
+        lambda total, candidate: (total + convolve(*candidate), None),
+        convolve(*(part[0] for part in candidates)),
+        tuple(part[1:] for part in candidates),
+    )[0]

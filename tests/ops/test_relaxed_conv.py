@@ -2,6 +2,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from regseg_jax.ops.conv import grouped_conv
 from regseg_jax.ops.relaxed_conv import relaxed_conv
@@ -42,6 +44,25 @@ def test_it_is_the_weighted_sum_of_dilated_convolutions(arrays):
     actual, expected = with_gradients(_relaxed), with_gradients(_expected)
     for a, b in zip(actual, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * float(jnp.abs(b).max()))
+
+
+def test_it_runs_on_shards_with_replicated_kernels(arrays):
+    x, kernels, weights = arrays
+    sharded = jax.shard_map(
+        _relaxed,
+        mesh=Mesh(np.array(jax.devices()[:2]), ("data",)),
+        in_specs=(P("data"), P(), P()),
+        out_specs=P("data"),
+    )
+    expected = _relaxed(x, kernels, weights)
+    np.testing.assert_allclose(jax.jit(sharded)(x, kernels, weights), expected, atol=1e-4)
+
+
+def test_a_lone_candidate_is_a_dilated_convolution(arrays):
+    x, kernels, _ = arrays
+    alone = relaxed_conv(x, kernels[:1], jnp.ones(1), RATES[1:2], groups=4)
+    expected = grouped_conv(x, kernels[0], dilation_rate=RATES[1], groups=4)
+    np.testing.assert_allclose(alone, expected, rtol=0, atol=1e-4)
 
 
 def test_the_result_has_the_dtype_of_the_feature_maps(arrays):
