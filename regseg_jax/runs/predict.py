@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from regseg_jax.data.classes import ClassTable
-from regseg_jax.models.folding import fold_batch_norm
+from regseg_jax.models.folding import prepare_inference
 from regseg_jax.models.regseg import RegSeg
 from regseg_jax.prediction.engine import Failures, Predictor
 from regseg_jax.prediction.images import predict_images
@@ -25,7 +25,11 @@ from regseg_jax.prediction.video import VideoWriter, predict_video
 from regseg_jax.runs.parts import create_dataset
 from regseg_jax.runs.trained import TrainedRun, load_run
 from regseg_jax.runtime.packages import require_packages
-from regseg_jax.training.evaluation import EvalConfig, create_image_score_fn
+from regseg_jax.training.evaluation import (
+    EvalConfig,
+    create_image_classify_fn,
+    create_image_score_fn,
+)
 from regseg_jax.weights.load import load_weights
 
 
@@ -89,9 +93,14 @@ class Options:
     def create_predictor(self, trained: Trained) -> Predictor:
         """A predictor that does as the run's evaluation, except for these options."""
         config = self.apply(trained.eval_config)
-        score_fn = create_image_score_fn(trained.model, config)
-        variables = fold_batch_norm(self.choose_variables(trained), trained.model.dtype)
-        return Predictor(score_fn, variables, self.tiling, can_tile=not config.image_size)
+        variables = prepare_inference(self.choose_variables(trained), trained.model.dtype)
+        return Predictor(
+            create_image_score_fn(trained.model, config),
+            variables,
+            self.tiling,
+            can_tile=not config.image_size,
+            classify_fn=create_image_classify_fn(trained.model, config),
+        )
 
     def apply(self, config: EvalConfig) -> EvalConfig:
         """The run's evaluation with these options."""

@@ -21,6 +21,7 @@ from regseg_jax.training.optimizer import create_learning_rate_fn, create_optimi
 from regseg_jax.training.sharding import replicate, replicated, shard_batch
 from regseg_jax.training.steps import (
     AugmentFn,
+    create_classify_fn,
     create_eval_step,
     create_score_fn,
     create_train_step,
@@ -265,7 +266,7 @@ def test_eval_step_scores_at_the_labels_size_and_ignores(model, initial_state, b
     labels[-1] = 255  # a whole image, as evaluation's fillers are
     mesh = _mesh(8)
     eval_step = jax.jit(
-        create_eval_step(model, create_score_fn(model, preprocess), mesh),
+        create_eval_step(model, create_classify_fn(model, preprocess), mesh),
         compiler_options=QUICK_COMPILATION,
     )
     predictions, matrix = eval_step(
