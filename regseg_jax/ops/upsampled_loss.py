@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from regseg_jax.ops.height_shards import use_height_shards
 from regseg_jax.ops.resize import interpolation_matrix, upsample_bilinear, upsample_by_integer
 
 
@@ -39,7 +40,7 @@ def upsampled_pixel_losses(logits: Array, labels: Array, ignore_label: int = 255
     if not _divides(logits, size):
         logits = upsample_bilinear(_widen(logits), size)
         return _compute_losses(logits, labels, ignore_label, -1)[0]
-    return _pixel_losses(logits, labels, ignore_label)
+    return _pixel_losses(use_height_shards.value.repeat_edges(logits), labels, ignore_label)
 
 
 def upsampled_argmax(logits: Array, size: tuple[int, int]) -> Array:
@@ -56,13 +57,13 @@ def upsampled_argmax(logits: Array, size: tuple[int, int]) -> Array:
         return lax.argmax(upsample_bilinear(_widen(logits), size), 3, jnp.int32)
 
     def compute(logits: Array, upsample_columns: Callable) -> Array:
-        planes = upsample_columns(logits, size[1])
-        rows, phases = _neighbours(planes), _phases(logits, size)
+        rows, phases = _neighbours(upsample_columns(logits, size[1])), _phases(logits, size)
         return _interleave([lax.argmax(_mix(rows, weights), 1, jnp.int32) for weights in phases])
 
-    return _for_each_platform(compute, logits)
+    return _for_each_platform(compute, use_height_shards.value.repeat_edges(logits))
 
 
+# Its logits have one more row above and below.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _pixel_losses(logits: Array, labels: Array, ignore_label: int) -> Array:
     return _forward(logits, labels, ignore_label)[0]
@@ -154,16 +155,14 @@ def _interleave_columns(logits: Array, width: int) -> Array:
 
 def _phases(logits: Array, size: tuple[int, int]) -> list[tuple[float, float, float]]:
     """For each of the result's rows in a row of the logits, the weights of its `_neighbours`."""
-    factor = size[0] // logits.shape[1]
+    factor = size[0] // (logits.shape[1] - 2)
     below = [(phase + 0.5) / factor - 0.5 for phase in range(factor)]  # in (-0.5, 0.5)
     return [(max(-offset, 0.0), 1 - abs(offset), max(offset, 0.0)) for offset in below]
 
 
 def _neighbours(planes: Array) -> tuple[Array, Array, Array]:
-    """The rows above, at and below each row of [B, K, h, W]; beyond an edge they repeat."""
-    above = jnp.concatenate([planes[:, :, :1], planes[:, :, :-1]], 2)
-    below = jnp.concatenate([planes[:, :, 1:], planes[:, :, -1:]], 2)
-    return above, planes, below
+    """The rows above, at and below each inner row of [B, K, h + 2, W]."""
+    return planes[:, :, :-2], planes[:, :, 1:-1], planes[:, :, 2:]
 
 
 def _mix(rows: tuple[Array, Array, Array], weights: tuple[float, float, float]) -> Array:
@@ -183,7 +182,10 @@ def _deinterleave(x: Array, factor: int) -> list[Array]:
 
 
 def _divides(logits: Array, size: tuple[int, int]) -> bool:
-    return all(length % side == 0 for length, side in zip(size, logits.shape[1:3], strict=True))
+    shards, (rows, columns) = use_height_shards.value, logits.shape[1:3]
+    if size[0] % rows or size[1] % columns:
+        return False
+    return size[0] // rows * shards.get_height(rows) == shards.get_height(size[0])
 
 
 def _widen(x: Array) -> Array:

@@ -38,7 +38,12 @@ def evaluate_run(config: ConfigDict, workdir: str | os.PathLike) -> Scores:
     source = dataset.create_source(config.data.eval_split, workdir)
     trained = load_run(workdir)
     evaluator = Evaluator.create(
-        trained.model, source, dataset.class_table, config.eval, config.data.num_workers
+        trained.model,
+        source,
+        dataset.class_table,
+        config.eval,
+        config.data.num_workers,
+        config.spatial_devices,
     )
     with use_lowerings(load_kept_lowerings(workdir)):
         evaluation = evaluator(trained.variables)

@@ -26,6 +26,8 @@ from regseg_jax.runs.parts import create_dataset
 from regseg_jax.runs.trained import TrainedRun, load_run
 from regseg_jax.runtime.packages import require_packages
 from regseg_jax.training.evaluation import EvalConfig, create_image_score_fn
+from regseg_jax.training.sharding import create_height_mesh, replicate
+from regseg_jax.training.steps import split_images
 from regseg_jax.weights.load import load_weights
 
 
@@ -70,6 +72,7 @@ class Options:
       flip: as `config.eval.flip`; None: the run's.
       scales: as `config.eval.scales`; None: the run's.
       tiling: how larger images are cut; None: only very large ones are.
+      spatial_devices: that share each image's rows.
       drawing: what is written; of a split always label ids alone.
       train_ids: whether class maps hold training ids, not the values of label files.
     """
@@ -78,6 +81,7 @@ class Options:
     flip: bool | None = None
     scales: tuple[float, ...] | None = None
     tiling: Tiling | None = None
+    spatial_devices: int = 1
     drawing: Drawing = dataclasses.field(default_factory=Drawing)
     train_ids: bool = False
 
@@ -87,10 +91,17 @@ class Options:
             raise ValueError(f"--scales is {self.scales}; use positive factors")
 
     def create_predictor(self, trained: Trained) -> Predictor:
-        """A predictor that does as the run's evaluation, except for these options."""
+        """A predictor that does as the run's evaluation, except for these options.
+
+        Raises:
+          ValueError: if there are fewer devices than are to share an image.
+        """
+        mesh = create_height_mesh(self.spatial_devices)
         config = self.apply(trained.eval_config)
         score_fn = create_image_score_fn(trained.model, config)
         variables = fold_batch_norm(self.choose_variables(trained), trained.model.dtype)
+        if self.spatial_devices > 1:
+            score_fn, variables = split_images(score_fn, mesh), replicate(variables, mesh)
         return Predictor(score_fn, variables, self.tiling, can_tile=not config.image_size)
 
     def apply(self, config: EvalConfig) -> EvalConfig:

@@ -15,7 +15,13 @@ from regseg_jax.runtime.files import write_json
 # What may change between the starts of one run, because it does not change the result.
 MAY_CHANGE = (
     *("data.data_dir", "data.num_workers", "data.check", "data.centroid_file", "data.cache_dir"),
-    *("log_every_steps", "checkpoint_every_steps", "eval.num_panels", "eval.num_worst"),
+    *(
+        "spatial_devices",
+        "log_every_steps",
+        "checkpoint_every_steps",
+        "eval.num_panels",
+        "eval.num_worst",
+    ),
 )
 
 

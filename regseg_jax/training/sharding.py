@@ -2,13 +2,15 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from regseg_jax.ops.height_shards import HEIGHT_AXIS, HeightShards, use_height_shards
 
 BATCH_AXIS = "data"
 
@@ -34,23 +36,87 @@ def join_processes() -> None:
     )
 
 
-def create_mesh(batch_size: int, key: str = "global_batch_size") -> Mesh:
-    """A one-axis mesh over every device of every process, for data parallelism.
+def create_mesh(
+    batch_size: int, key: str = "global_batch_size", *, spatial_devices: int = 1
+) -> Mesh:
+    """A mesh over every device of every process, for data parallelism.
 
     Args:
-      batch_size: what is sharded over the mesh, in images.
+      batch_size: what is sharded over the mesh's axis `BATCH_AXIS`, in images.
       key: of the config that sets it, for the message.
+      spatial_devices: that share an image's rows, along a second axis, `HEIGHT_AXIS`, if above 1.
 
     Raises:
-      ValueError: if the batch does not divide evenly over the devices.
+      ValueError: if the devices of a process do not divide into groups of spatial_devices, or the
+        batch does not divide over the groups.
     """
-    num_devices = jax.device_count()
-    if batch_size % num_devices:
+    _check_spatial_devices(spatial_devices)
+    num_shards = jax.device_count() // spatial_devices
+    if batch_size % num_shards:
+        over = f"{num_shards} devices"
+        if spatial_devices > 1:
+            over = f"{num_shards} groups of config.spatial_devices={spatial_devices}"
         raise ValueError(
-            f"config.{key} is {batch_size}, which does not divide over {num_devices} devices; "
-            f"set a multiple of {num_devices}"
+            f"config.{key} is {batch_size}, which does not divide over {over}; "
+            f"set a multiple of {num_shards}"
         )
-    return jax.make_mesh((num_devices,), (BATCH_AXIS,), axis_types=(AxisType.Auto,))
+    if spatial_devices == 1:
+        return jax.make_mesh((num_shards,), (BATCH_AXIS,), axis_types=(AxisType.Auto,))
+    # Those of a process are neighbours: a process reads whole images.
+    devices = sorted(jax.devices(), key=lambda device: device.process_index)
+    return arrange_mesh(devices, spatial_devices)
+
+
+def create_eval_mesh(batch_size: int, *, spatial_devices: int = 1) -> Mesh:
+    """As `create_mesh`; where a batch of evaluation does not divide, more devices share an image.
+
+    Raises:
+      ValueError: if the devices of a process do not divide into such groups.
+    """
+    _check_spatial_devices(spatial_devices)
+    for size in range(spatial_devices, jax.local_device_count() + 1, spatial_devices):
+        if jax.local_device_count() % size == 0 and batch_size % (jax.device_count() // size) == 0:
+            spatial_devices = size
+            break
+    return create_mesh(batch_size, "eval.batch_size", spatial_devices=spatial_devices)
+
+
+def create_height_mesh(spatial_devices: int) -> Mesh:
+    """A mesh of this process's first devices, which share every image.
+
+    Raises:
+      ValueError: if there are not as many.
+    """
+    if spatial_devices > jax.local_device_count():
+        raise ValueError(
+            f"--spatial_devices is {spatial_devices}, but there are {jax.local_device_count()} "
+            "devices; set at most that many"
+        )
+    return arrange_mesh(jax.local_devices()[:spatial_devices], spatial_devices)
+
+
+def arrange_mesh(devices: Sequence, spatial_devices: int = 1) -> Mesh:
+    """The mesh of these devices, in this order, of which so many at a time share an image."""
+    if spatial_devices == 1:
+        return Mesh(np.array(devices), (BATCH_AXIS,), axis_types=(AxisType.Auto,))
+    groups = np.array(devices).reshape(-1, spatial_devices)
+    return Mesh(groups, (BATCH_AXIS, HEIGHT_AXIS), axis_types=2 * (AxisType.Auto,))
+
+
+def _check_spatial_devices(spatial_devices: int) -> None:
+    if jax.local_device_count() % spatial_devices:
+        raise ValueError(
+            f"config.spatial_devices is {spatial_devices}, which does not divide the "
+            f"{jax.local_device_count()} devices of a process; set a divisor of their number"
+        )
+
+
+@contextlib.contextmanager
+def split_height(height: int, mesh: Mesh) -> Iterator[HeightShards]:
+    """The context inside `jax.shard_map` in which the mesh's devices may share images' rows."""
+    shards = HeightShards(height, mesh.shape.get(HEIGHT_AXIS, 1))
+    with use_height_shards(shards):
+        yield shards
 
 
 def single_device_mesh() -> Mesh:

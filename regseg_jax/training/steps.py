@@ -1,7 +1,8 @@
 """The training and the evaluation step: pure functions, for the caller to jit.
 
 Both are parallel explicitly: inside `jax.shard_map` every device computes on its own shard of the
-batch, and what concerns the global batch is a sum over `BATCH_AXIS`. Left to XLA's
+batch, and what concerns the global batch is a sum over the mesh. Devices that share an image are
+all given the whole one, and each takes its own rows (see `ops.height_shards`). Left to XLA's
 partitioner, grouped convolutions on GPUs would gather the global batch on every device.
 """
 
@@ -18,11 +19,13 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from regseg_jax.data.classes import IGNORE_LABEL
 from regseg_jax.models.regseg import RegSeg
+from regseg_jax.ops.height_shards import use_height_shards
 from regseg_jax.ops.resize import upsample_bilinear
 from regseg_jax.training.metrics import ConfusionMatrix
 from regseg_jax.training.optimizer import Schedule
-from regseg_jax.training.sharding import BATCH_AXIS
+from regseg_jax.training.sharding import BATCH_AXIS, split_height
 from regseg_jax.training.train_state import TrainState
 
 Batch = dict[str, Array]
@@ -62,12 +65,13 @@ def create_train_step(
       augment_fn: (images, labels, rng, **the batch's other entries) -> (f32[B, h, w, 3],
         i32[B, h, w]).
       rng: of the run; each step folds in its number.
-      mesh: the devices that batches are split over, along the axis `BATCH_AXIS`.
+      mesh: the devices that batches are split over, along the axis `BATCH_AXIS`, and images too
+        if there is an axis `HEIGHT_AXIS`.
       ema_decay: of the average of the weights and statistics, where the state holds one; after
         t steps at most (1 + t) / (10 + t), so that its start soon stops mattering.
       batch_norm_per_device: whether batch norm's statistics are those of each device's images,
         not those of the global batch, which saves a sum over devices per layer. The running
-        statistics are the mean over devices.
+        statistics are the mean over devices. Devices that share images count as one.
 
     Returns:
       A function of (state, {"image": uint8[B, H, W, 3], "label": uint8[B, H, W]}) to the next
@@ -97,17 +101,20 @@ def create_train_step(
         def compute_loss(flat_params: Array) -> tuple[Array, Any]:
             # From here on each device has a copy of its own: the transpose, on the way back, is
             # the sum of the gradients over devices, of one vector in one call.
-            flat_params = lax.pcast(flat_params, BATCH_AXIS, to="varying")
-            logits, mutated = model.apply(
-                {"params": unravel(flat_params), "batch_stats": batch_stats},
-                images,
-                train=True,
-                mutable=["batch_stats"],
-            )
+            flat_params = lax.pcast(flat_params, mesh.axis_names, to="varying")
+            with split_height(images.shape[1], mesh) as shards:
+                logits, mutated = model.apply(
+                    {"params": unravel(flat_params), "batch_stats": batch_stats},
+                    shards.take(images),
+                    train=True,
+                    mutable=["batch_stats"],
+                )
+                own_labels = shards.take(labels, fill=IGNORE_LABEL)
+                loss = loss_fn(logits, own_labels, axis_name=mesh.axis_names)
             new_stats = mutated["batch_stats"]
             if batch_norm_per_device:
                 new_stats = lax.pmean(new_stats, BATCH_AXIS)
-            return loss_fn(logits, labels, axis_name=BATCH_AXIS), new_stats
+            return loss, new_stats
 
         if dynamic_scale is None:
             grad_fn = jax.value_and_grad(compute_loss, has_aux=True)
@@ -173,14 +180,19 @@ def create_score_fn(
     Returns:
       A function of (variables, images uint8[B, H, W, 3], size) to f32[B, *size, num_classes],
       higher for likelier classes: the logits of a single input, or the mean of the probabilities
-      over several.
+      over several. Where devices share images' rows (`ops.height_shards`), of whole images to a
+      device's own rows of the result.
     """
 
     def score_fn(variables: dict[str, Any], images: Array, size: tuple[int, int]) -> Array:
         inputs = preprocess_fn(images)
 
         def compute_logits(x: Array) -> Array:
-            return upsample_bilinear(model.apply(variables, x, train=False), size)
+            own_size = (use_height_shards.value.of_height(size[0]).rows, size[1])
+            shards = use_height_shards.value.of_height(x.shape[1])
+            with use_height_shards(shards):
+                logits = model.apply(variables, shards.take(x), train=False)
+                return upsample_bilinear(logits, own_size, whole_height=size[0])
 
         if tuple(scales) == (1.0,) and not flip:
             return compute_logits(inputs)
@@ -205,7 +217,7 @@ def create_eval_step(
     Args:
       model: of the run.
       score_fn: see `create_score_fn`.
-      mesh: the devices that batches are split over.
+      mesh: as in training.
 
     Returns:
       A function of (variables, {"image", "label"} as in training) to the predictions
@@ -216,16 +228,51 @@ def create_eval_step(
         jax.shard_map,
         mesh=mesh,
         in_specs=(P(), P(BATCH_AXIS)),
-        out_specs=(P(BATCH_AXIS), P()),
+        out_specs=(P(*mesh.axis_names), P()),
     )
     def eval_step(variables: dict[str, Any], batch: Batch) -> tuple[Array, ConfusionMatrix]:
-        scores = score_fn(variables, batch["image"], batch["label"].shape[1:3])
-        predictions = scores.argmax(-1)
+        size = batch["label"].shape[1:3]
+        with split_height(size[0], mesh) as shards:
+            predictions = score_fn(variables, batch["image"], size).argmax(-1)
+            labels = shards.take(batch["label"], fill=IGNORE_LABEL)
         confusion_matrix = ConfusionMatrix.from_model_output(
-            labels=batch["label"].astype(jnp.int32),
+            labels=labels.astype(jnp.int32),
             predictions=predictions,
             num_classes=model.num_classes,
         )
-        return predictions.astype(jnp.uint8), lax.psum(confusion_matrix, BATCH_AXIS)
+        return predictions.astype(jnp.uint8), lax.psum(confusion_matrix, mesh.axis_names)
 
-    return eval_step
+    def without_surplus_rows(
+        variables: dict[str, Any], batch: Batch
+    ) -> tuple[Array, ConfusionMatrix]:
+        predictions, confusion_matrix = eval_step(variables, batch)
+        return predictions[:, : batch["label"].shape[1]], confusion_matrix
+
+    return without_surplus_rows
+
+
+def split_images(fn: ScoreFn, mesh: Mesh) -> ScoreFn:
+    """A function whose devices share the rows of its images.
+
+    Args:
+      fn: of (variables, images, size) to [B, a device's rows, ...], as `create_score_fn` makes it.
+      mesh: with or without an axis `HEIGHT_AXIS`; over another one, batches are split.
+
+    Returns:
+      The same function to [B, *size, ...].
+    """
+
+    def split_fn(variables: dict[str, Any], images: Array, size: tuple[int, int]) -> Array:
+        @functools.partial(
+            jax.shard_map,
+            mesh=mesh,
+            in_specs=(P(), P(BATCH_AXIS)),
+            out_specs=P(*mesh.axis_names),
+        )
+        def compute(variables: dict[str, Any], images: Array) -> Array:
+            with split_height(size[0], mesh):
+                return fn(variables, images, size)
+
+        return compute(variables, images)[:, : size[0]]
+
+    return split_fn
