@@ -17,6 +17,7 @@ from regseg_jax.benchmark.targets import Target
 from regseg_jax.config import Config
 from regseg_jax.data.augment import AugmentConfig
 from regseg_jax.data.dataset import DataConfig
+from regseg_jax.training.sharding import arrange_mesh
 
 
 @pytest.mark.parametrize("limit", [0, 90, 100, 130, 1000, 100_000])

@@ -4,7 +4,6 @@ import types
 
 import pytest
 
-from regseg_jax.benchmark import targets
 from regseg_jax.benchmark.devices import ACCELERATORS
 from regseg_jax.benchmark.targets import Target, create_target, format_gpu
 

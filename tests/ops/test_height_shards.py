@@ -124,5 +124,5 @@ def test_values_and_gradients_are_those_of_one_device(compute, height, count):
 
 
 def test_rows_that_are_no_shard_of_a_map_are_named():
-    with pytest.raises(ValueError, match="5 rows are no shard .* of which a device holds 16"):
+    with pytest.raises(ValueError, match=r"5 rows are no shard .* of which a device holds 16"):
         HeightShards(40, 4).get_height(5)
