@@ -32,6 +32,7 @@ class Config:
     seed: int = 0
     precision: str = "float32"  # float32, bfloat16, or float16 with dynamic loss scaling
     global_batch_size: int = 8  # over all devices of all processes
+    accumulation_steps: int = 1  # parts that a device takes its images of a batch in
     spatial_devices: int = 1  # that share an image's rows, where one image is too much for one
     batch_norm_per_device: bool = False  # statistics of a device's images, not of the batch's
     num_epochs: int = 1000
@@ -52,7 +53,7 @@ class Config:
         check_one_of("precision", self.precision, PRECISIONS)
         check_integer("seed", self.seed, at_least=0)
         for key in (
-            *("global_batch_size", "spatial_devices", "num_epochs"),
+            *("global_batch_size", "accumulation_steps", "spatial_devices", "num_epochs"),
             *("log_every_steps", "checkpoint_every_steps"),
         ):
             check_integer(key, getattr(self, key), at_least=1)
@@ -75,6 +76,11 @@ class Config:
     def dtype(self) -> Any:
         """Of the forward and backward passes."""
         return PRECISIONS[self.precision]
+
+    def images_per_batch_norm(self, num_devices: int) -> int:
+        """The images that batch norm's statistics are over in training."""
+        parts = self.accumulation_steps * (num_devices if self.batch_norm_per_device else 1)
+        return self.global_batch_size // parts
 
 
 def create_default_config() -> ConfigDict:

@@ -92,7 +92,16 @@ LAYERS = {
 PLACES = {
     "orbax": ("training.checkpoints",),
     "ml_collections": (
-        *("config", "describe", "main", "import_torch", "runs.train", "runs.run", "runs.evaluate"),
+        *(
+            "config",
+            "describe",
+            "main",
+            "import_torch",
+            "pack",
+            "runs.train",
+            "runs.run",
+            "runs.evaluate",
+        ),
         *("search.compare", "benchmark.input", "benchmark.programs", "runtime.recipes"),
     ),
     "torch": ("export", "weights.torch_files"),
@@ -100,6 +109,7 @@ PLACES = {
     "onnx": ("export",),
     "onnxruntime": ("export",),
     "grain": ("data.pipeline",),
+    "array_record": ("data.pack", "data.sources.packed"),
     "av": ("prediction.video",),
     "tensorboardX": ("reports.metric_writer",),
     "tensorflow": (),
@@ -113,7 +123,7 @@ FLOORS = (
     ("prediction", "training"),
     ("config",),
     ("runs",),
-    ("export", "main", "predict", "describe", "import_torch"),
+    ("export", "main", "predict", "describe", "import_torch", "pack"),
     ("benchmark",),
     ("search",),  # experiments: commands alone
 )

@@ -111,7 +111,7 @@ def measure(values: flags.FlagValues) -> dict[str, Any]:
     if not isinstance(source, FolderSource):
         raise ValueError(
             f"config.data.source is {config.data.source!r}, which is not a folder of image "
-            "files; use camvid, cityscapes or folder"
+            "files; use camvid, cityscapes or folder, unpacked"
         )
     rates = compare_ways(source, config.augment, values.num_images)
     images_per_step = values.images_per_step or config.global_batch_size

@@ -25,12 +25,11 @@ except ImportError as error:
 
 from regseg_jax.data.decode import load_image
 from regseg_jax.export import onnx_format, stablehlo_format, torch_format
-from regseg_jax.export.export import create_run_metadata
+from regseg_jax.export.export import create_trained_metadata
 from regseg_jax.export.torch_model import fuse_batch_norm
 from regseg_jax.prediction.inputs import find_inputs
 from regseg_jax.reports.tables import format_table
-from regseg_jax.runs.counters import load_counters
-from regseg_jax.runs.trained import TrainedRun, load_run
+from regseg_jax.runs.trained import Trained, load_run
 from regseg_jax.runtime.command import run_command
 from regseg_jax.runtime.environment import describe_environment
 from regseg_jax.runtime.files import check_new, write_json
@@ -39,18 +38,15 @@ from regseg_jax.training.evaluation import create_preprocess_fn
 Forward = Callable[[np.ndarray], np.ndarray]  # f32[1, H, W, 3] -> f32[1, H, W, num_classes]
 
 
-def create_forwards(
-    trained: TrainedRun, counters: dict[str, int], size: tuple[int, int]
-) -> dict[str, Forward]:
+def create_forwards(trained: Trained, size: tuple[int, int]) -> dict[str, Forward]:
     """One function per format; if the format is a file, it runs the file's own bytes.
 
     Args:
-      trained: the run.
-      counters: see `load_counters`.
+      trained: of a run or of a weights file.
       size: what the files are fixed to, because StableHLO's open sizes are multiples of 32.
     """
-    metadata = create_run_metadata(trained)
-    model = torch_format.create_trained_torch_model(trained, counters)
+    metadata = create_trained_metadata(trained)
+    model = torch_format.create_trained_torch_model(trained)
     session = onnxruntime.InferenceSession(
         onnx_format.serialize(model, metadata, size), providers=["CPUExecutionProvider"]
     )
@@ -91,16 +87,15 @@ def compare(workdir: str | os.PathLike, paths: Sequence[str | os.PathLike]) -> l
       ValueError: if the run or an image cannot be read, or the run is not of float32.
     """
     images = [entry.path for entry in find_inputs(paths).images]
-    trained = load_run(workdir)
-    if trained.config.precision != "float32":
+    trained = Trained.from_run(load_run(workdir))
+    if trained.model.dtype != np.float32:
         raise ValueError(
-            f"{workdir} computes in {trained.config.precision}: its rounding would hide the "
+            f"{workdir} computes in {np.dtype(trained.model.dtype)}: its rounding would hide the "
             "differences; compare a run of float32"
         )
-    preprocess = jax.jit(create_preprocess_fn(trained.config.eval))
+    preprocess = jax.jit(create_preprocess_fn(trained.eval_config))
     infer = jax.jit(functools.partial(trained.model.apply, train=False))
-    counters = load_counters(workdir)
-    forwards_of = functools.lru_cache(functools.partial(create_forwards, trained, counters))
+    forwards_of = functools.lru_cache(functools.partial(create_forwards, trained))
     largest, differing, stds = {}, {}, []
     for inputs in tqdm(_prepare(images, preprocess), total=len(images), unit="image", disable=None):
         reference = np.asarray(infer(trained.variables, inputs))

@@ -23,45 +23,44 @@ SHUTDOWN_TIMEOUT_SECONDS = 300
 def join_processes() -> None:
     """Connects to the other processes of the run.
 
-    Slurm, Kubernetes and TPU pods are recognised by JAX itself; elsewhere JAX_COORDINATOR_ADDRESS,
-    JAX_NUM_PROCESSES and JAX_PROCESS_ID say who is who.
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say who is who, and then nothing
+    else is asked. Without them JAX itself recognises Slurm and TPU pods.
     """
     numbers = [os.environ.get(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")]
     num_processes, process_id = (None if number is None else int(number) for number in numbers)
+    is_told = "JAX_COORDINATOR_ADDRESS" in os.environ and None not in numbers
     jax.distributed.initialize(
         num_processes=num_processes,
         process_id=process_id,
+        cluster_detection_method="deactivate" if is_told else None,
         heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_SECONDS,
         shutdown_timeout_seconds=SHUTDOWN_TIMEOUT_SECONDS,
     )
 
 
 def create_mesh(
-    batch_size: int, key: str = "global_batch_size", *, spatial_devices: int = 1
+    batch_size: int,
+    key: str = "global_batch_size",
+    *,
+    accumulation_steps: int = 1,
+    spatial_devices: int = 1,
 ) -> Mesh:
     """A mesh over every device of every process, for data parallelism.
 
     Args:
       batch_size: what is sharded over the mesh's axis `BATCH_AXIS`, in images.
       key: of the config that sets it, for the message.
+      accumulation_steps: parts that a device takes its images in.
       spatial_devices: that share an image's rows, along a second axis, `HEIGHT_AXIS`, if above 1.
 
     Raises:
       ValueError: if the devices of a process do not divide into groups of spatial_devices, or the
-        batch does not divide over the groups.
+        batch does not divide evenly over the groups and their parts.
     """
     _check_spatial_devices(spatial_devices)
-    num_shards = jax.device_count() // spatial_devices
-    if batch_size % num_shards:
-        over = f"{num_shards} devices"
-        if spatial_devices > 1:
-            over = f"{num_shards} groups of config.spatial_devices={spatial_devices}"
-        raise ValueError(
-            f"config.{key} is {batch_size}, which does not divide over {over}; "
-            f"set a multiple of {num_shards}"
-        )
+    check_divides(batch_size, key, jax.device_count(), accumulation_steps, spatial_devices)
     if spatial_devices == 1:
-        return jax.make_mesh((num_shards,), (BATCH_AXIS,), axis_types=(AxisType.Auto,))
+        return jax.make_mesh((jax.device_count(),), (BATCH_AXIS,), axis_types=(AxisType.Auto,))
     # Those of a process are neighbours: a process reads whole images.
     devices = sorted(jax.devices(), key=lambda device: device.process_index)
     return arrange_mesh(devices, spatial_devices)
@@ -117,6 +116,26 @@ def split_height(height: int, mesh: Mesh) -> Iterator[HeightShards]:
     shards = HeightShards(height, mesh.shape.get(HEIGHT_AXIS, 1))
     with use_height_shards(shards):
         yield shards
+
+
+def check_divides(
+    batch_size: int,
+    key: str,
+    num_devices: int,
+    accumulation_steps: int = 1,
+    spatial_devices: int = 1,
+) -> None:
+    """Raises ValueError if a batch does not divide over devices and their micro-batches."""
+    parts, divisor = f"{num_devices} devices", num_devices // spatial_devices * accumulation_steps
+    if spatial_devices > 1:
+        parts = f"{num_devices // spatial_devices} groups of {spatial_devices} devices"
+    if accumulation_steps > 1:
+        parts += f" with config.accumulation_steps={accumulation_steps} on each"
+    if batch_size % divisor:
+        raise ValueError(
+            f"config.{key} is {batch_size}, which does not divide over {parts}; "
+            f"set a multiple of {divisor}"
+        )
 
 
 def single_device_mesh() -> Mesh:

@@ -26,9 +26,7 @@ def test_devices_may_share_images():
     assert set(mesh.devices.flat) == set(jax.devices())
     arrays = sharding.shard_batch({"label": np.arange(6 * 5).reshape(6, 5)}, mesh)
     assert {shard.data.shape for shard in arrays["label"].addressable_shards} == {(3, 5)}
-    with pytest.raises(
-        ValueError, match=r"batch_size is 3, .* 2 groups of config.spatial_devices=4"
-    ):
+    with pytest.raises(ValueError, match=r"batch_size is 3, .* 2 groups of 4 devices"):
         sharding.create_mesh(3, spatial_devices=4)
     with pytest.raises(ValueError, match=r"config\.spatial_devices is 3, .* the 8 devices"):
         sharding.create_mesh(3, spatial_devices=3)

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from regseg_jax.models.regseg import RegSeg
 from regseg_jax.models.variants import Backbone, Block, Variant
-from regseg_jax.training.losses import bootstrapped_cross_entropy, cross_entropy
+from regseg_jax.training.losses import BootstrappedCrossEntropy, CrossEntropy
 from regseg_jax.training.optimizer import create_learning_rate_fn, create_optimizer
 from regseg_jax.training.rate_search import create_search_model
 from regseg_jax.training.sharding import arrange_mesh, replicate, shard_batch
@@ -59,8 +59,8 @@ def _prepare(images: Array, labels: Array, rng: Array) -> tuple[Array, Array]:
 
 
 LOSSES = {
-    "cross_entropy": cross_entropy,
-    "bootstrapped": functools.partial(bootstrapped_cross_entropy, min_pixels=300, threshold=9.0),
+    "cross_entropy": CrossEntropy(),
+    "bootstrapped": BootstrappedCrossEntropy(min_pixels=300, threshold=9.0),
 }
 slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 
@@ -119,9 +119,9 @@ def test_an_evaluation_step(options, size):
         shape = (len(images), *size, 3)
         return jax.image.resize(images.astype(jnp.float64) / 128 - 1, shape, "bilinear")
 
-    variables = jax.jit(
-        lambda: model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False)
-    )()
+    with jax.enable_x64(True):
+        init = functools.partial(model.init, train=False)
+        variables = jax.jit(init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
 
     def evaluate(mesh: Mesh) -> Any:
         step = create_eval_step(model, create_score_fn(model, prepare, **options), mesh)
