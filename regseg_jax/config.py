@@ -33,6 +33,7 @@ class Config:
     precision: str = "float32"  # float32, bfloat16, or float16 with dynamic loss scaling
     global_batch_size: int = 8  # over all devices of all processes
     accumulation_steps: int = 1  # parts that a device takes its images of a batch in
+    spatial_devices: int = 1  # that share an image's rows, where one image is too much for one
     batch_norm_per_device: bool = False  # statistics of a device's images, not of the batch's
     num_epochs: int = 1000
     conv_lowerings: str = ""  # a table of benchmark.convolutions --tune; "": each platform's own
@@ -52,10 +53,16 @@ class Config:
         check_one_of("precision", self.precision, PRECISIONS)
         check_integer("seed", self.seed, at_least=0)
         for key in (
-            *("global_batch_size", "accumulation_steps", "num_epochs"),
+            *("global_batch_size", "accumulation_steps", "spatial_devices", "num_epochs"),
             *("log_every_steps", "checkpoint_every_steps"),
         ):
             check_integer(key, getattr(self, key), at_least=1)
+        if self.augment.crop_size[0] < 16 * self.spatial_devices:
+            raise ValueError(
+                f"config.augment.crop_size is {self.augment.crop_size}, too few rows for "
+                f"config.spatial_devices={self.spatial_devices}; set a height of at least "
+                f"{16 * self.spatial_devices}, or fewer devices"
+            )
         check_number("ema_decay", self.ema_decay, at_least=0)
         if self.ema_decay >= 1:
             raise ValueError(f"config.ema_decay is {self.ema_decay}; set 0 for none, or below 1")

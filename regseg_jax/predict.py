@@ -29,6 +29,7 @@ def main(argv: list[str]) -> None:
         flip=values.flip,
         scales=tuple(map(float, values.scales)) if values.scales else None,
         tiling=parse_tiling(values.tile, values.overlap),
+        spatial_devices=values.spatial_devices,
         drawing=Drawing(class_maps, not values.labels_only, values.alpha, values.legend),
         train_ids=values.train_ids,
     )
@@ -66,6 +67,9 @@ def run() -> None:
     flags.DEFINE_bool("train_ids", False, "Class maps of training ids, not label values.")
     flags.DEFINE_list("tile", None, "HEIGHT,WIDTH: predict larger images in tiles, in pixels.")
     flags.DEFINE_integer("overlap", None, "Of tiles, in pixels; by default a quarter of a side.")
+    flags.DEFINE_integer(
+        "spatial_devices", 1, "Devices that share each image's rows.", lower_bound=1
+    )
     flags.mark_flag_as_required("output")
     run_command(main, "regseg_jax.predict")
 

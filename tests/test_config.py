@@ -63,6 +63,8 @@ def test_unknown_key_raises(config):
         ("num_epochs", -3, r"config\.num_epochs is -3; set an integer of at least 1"),
         ("log_every_steps", 0, r"config\.log_every_steps is 0"),
         ("checkpoint_every_steps", 0, r"config\.checkpoint_every_steps is 0"),
+        ("spatial_devices", 0, r"config\.spatial_devices is 0"),
+        ("spatial_devices", 64, r"too few rows for config\.spatial_devices=64; .* at least 1024"),
         ("eval.batch_size", 0, r"config\.eval\.batch_size is 0"),
         ("eval.size_multiple", 0, r"config\.eval\.size_multiple is 0; set an integer"),
         ("data.tile_size", 0, r"config\.data\.tile_size is 0; set an integer"),

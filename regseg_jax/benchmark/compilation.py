@@ -8,7 +8,6 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 
 from regseg_jax.benchmark.targets import Target
 from regseg_jax.config import Config
@@ -22,8 +21,8 @@ from regseg_jax.runs import parts
 from regseg_jax.runs.conv_lowerings import read_lowerings
 from regseg_jax.runs.run import Run
 from regseg_jax.training.evaluation import create_image_classify_fn
-from regseg_jax.training.sharding import BATCH_AXIS, batch_sharded, replicated
-from regseg_jax.training.steps import create_eval_step
+from regseg_jax.training.sharding import arrange_mesh, batch_sharded, replicated
+from regseg_jax.training.steps import create_eval_step, split_images
 
 MODES = ("train", "inference", "evaluation")
 # Of the data sets whose images are all of one size, in pixels.
@@ -53,16 +52,18 @@ def compile_program(
     """Compiles what a run with this config does over and over.
 
     Args:
-      config: of the run.
+      config: of the run; its spatial_devices divide the target's.
       mode: `train`, a whole training step; `inference`, raw images to a class map; or
         `evaluation`, the same with the confusion matrix.
       target: what it is compiled for.
-      batch_size: images at once over all devices; a multiple of their number.
+      batch_size: images at once over all devices; a multiple of their number, or of the number of
+        groups that share images.
       image_size: height and width of the raw images.
     """
     create = {"train": _create_train_step, "inference": _create_inference}
-    step, state = create.get(mode, _create_evaluation)(config, target.mesh, batch_size)
-    whole, split = replicated(target.mesh), batch_sharded(target.mesh)
+    mesh = arrange_mesh(target.devices, config.spatial_devices)
+    step, state = create.get(mode, _create_evaluation)(config, mesh, batch_size)
+    whole, split = replicated(mesh), batch_sharded(mesh)
     arguments = [
         jax.tree.map(
             lambda x, place=place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place(x)), tree
@@ -131,14 +132,10 @@ def _create_evaluation(config: Config, mesh: Mesh, batch_size: int) -> tuple[Cal
 
 def _create_inference(config: Config, mesh: Mesh, batch_size: int) -> tuple[Callable, object]:
     model = parts.create_run_model(config)
-    classify_fn = create_image_classify_fn(model, config.eval)
+    classify_fn = split_images(create_image_classify_fn(model, config.eval), mesh)
 
-    @functools.partial(  # by hand: the partitioner gathers grouped convolutions
-        jax.shard_map, mesh=mesh, in_specs=(P(), P(BATCH_AXIS)), out_specs=P(BATCH_AXIS)
-    )
     def infer(variables: dict, batch: dict) -> jax.Array:
-        images = batch["image"]
-        return classify_fn(variables, images, images.shape[1:3])
+        return classify_fn(variables, batch["image"], batch["image"].shape[1:3])
 
     return jax.jit(infer), _abstract_variables(model)
 

@@ -66,8 +66,9 @@ class Compiler:
 
     def count_memory(self, images: int) -> int | None:
         """Bytes on a device with this many images on each."""
-        batch_size, start = images * len(self.target.devices), time.perf_counter()
-        print(f"compiling for {self.target.name}, {images} images per device ...", flush=True)
+        groups = len(self.target.devices) // self.config.spatial_devices
+        batch_size, start = images * groups, time.perf_counter()
+        print(f"compiling for {self.target.name}, a batch of {batch_size} ...", flush=True)
         try:
             compiled = compile_program(
                 self.config, self.mode, self.target, batch_size, self.image_size
@@ -114,6 +115,7 @@ def describe(compiler: Compiler, images: int, max_compilations: int) -> dict[str
         "note": NOTE,
         "target": target.name,
         "devices": len(target.devices),
+        "spatial_devices": config.spatial_devices,
         "mode": compiler.mode,
         "model": config.model,
         "precision": config.precision,
@@ -136,18 +138,21 @@ def describe(compiler: Compiler, images: int, max_compilations: int) -> dict[str
 
 def format_result(result: dict[str, Any]) -> str:
     """All of it for the terminal."""
-    largest, devices = result["largest_images_per_device"], result["devices"]
+    largest, groups = result["largest_images_per_device"], result["devices"]
+    holder = "device"
+    if (sharing := result["spatial_devices"]) > 1:
+        groups, holder = groups // sharing, f"group of {sharing} devices"
     fits, too_large = largest["fits"], largest["too_large"]
     parts = result["accumulation_steps"]
     if too_large == fits + parts:
-        verdict = f"the largest batch that fits is {fits} on a device, {fits * devices} in all"
+        verdict = f"the largest batch that fits is {fits} on a {holder}, {fits * groups} in all"
     else:
         below = "" if too_large is None else f", {too_large} are too many"
-        verdict = f"{fits} images fit on a device{below}; more --max_compilations find the limit"
+        verdict = f"{fits} images fit on a {holder}{below}; more --max_compilations find the limit"
     return "\n".join(
         [
             f"{result['model']}, {result['precision']}, {result['mode']}, {result['target']}: "
-            f"{result['images_per_device']} images on each of {devices} devices"
+            f"{result['images_per_device']} images on each {holder}, of which there are {groups}"
             + (f", {parts} parts one after another" if parts > 1 else ""),
             f"every figure is {NOTE}",
             format_memory(result["memory"], result["memory_limit"]),
@@ -158,18 +163,26 @@ def format_result(result: dict[str, Any]) -> str:
 
 def _choose_images(config: Config, mode: str, target: Target, batch_size: int | None) -> int:
     default = {"train": config.global_batch_size, "evaluation": config.eval.batch_size}
-    devices = len(target.devices)
-    batch_size = batch_size or default.get(mode, devices)
-    divisor = devices * _count_parts(config, mode)
-    if batch_size % divisor:
-        parts = f"the {devices} devices of {target.name}"
-        if divisor > devices:
-            parts += f" with config.accumulation_steps={config.accumulation_steps} on each"
+    groups, rest = divmod(len(target.devices), config.spatial_devices)
+    if rest:
         raise ValueError(
-            f"the batch of {batch_size} does not divide over {parts}; add "
+            f"config.spatial_devices is {config.spatial_devices}, which does not divide the "
+            f"{len(target.devices)} devices of {target.name}; set a divisor of their number"
+        )
+    batch_size = batch_size or default.get(mode, groups)
+    divisor = groups * _count_parts(config, mode)
+    if batch_size % divisor:
+        over = f"{groups} devices"
+        if config.spatial_devices > 1:
+            over = f"{groups} groups of {config.spatial_devices} devices"
+        over += f" of {target.name}"
+        if divisor > groups:
+            over += f" with config.accumulation_steps={config.accumulation_steps} on each"
+        raise ValueError(
+            f"the batch of {batch_size} does not divide over the {over}; add "
             f"--batch_size={-(-batch_size // divisor) * divisor}"
         )
-    return batch_size // devices
+    return batch_size // groups
 
 
 def _count_parts(config: Config, mode: str) -> int:

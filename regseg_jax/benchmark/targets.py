@@ -5,13 +5,10 @@ import math
 import os
 import re
 
-import numpy as np
 from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh
 
 from regseg_jax.benchmark.devices import ACCELERATORS, Accelerator
 from regseg_jax.runtime.packages import require_packages
-from regseg_jax.training.sharding import BATCH_AXIS
 
 _MAX_GPUS = 8  # of one machine
 # What JAX allocates of a GPU's memory unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
@@ -36,11 +33,6 @@ class Target:
     accelerator: Accelerator
     platform: str
     devices: tuple
-
-    @property
-    def mesh(self) -> Mesh:
-        """One axis over the devices, as `training.sharding` makes it of real ones."""
-        return Mesh(np.array(self.devices), (BATCH_AXIS,), axis_types=(AxisType.Auto,))
 
     @property
     def _devices_per_chip(self) -> int:

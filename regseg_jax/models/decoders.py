@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 from regseg_jax.models import variants
 from regseg_jax.models.blocks import DBlock
 from regseg_jax.models.layers import BatchNorm, Conv, ConvBN, SqueezeExcite, global_mean
+from regseg_jax.ops.height_shards import use_height_shards, use_whole_maps
 from regseg_jax.ops.resize import adaptive_average_pool, upsample_bilinear
 from regseg_jax.ops.sample import sample_bilinear
 
@@ -119,7 +120,8 @@ class AttentionRefinement(nn.Module):
         """[B, H, W, C] -> [B, H, W, features]."""
         x = ConvBN(self.features, 3, **_options(self), name="conv")(x, train=train)
         gate = Conv(self.features, dtype=self.dtype, name="gate_conv")(global_mean(x))
-        gate = BatchNorm(**_options(self), name="gate_bn")(gate, train=train)
+        with use_whole_maps():
+            gate = BatchNorm(**_options(self), name="gate_bn")(gate, train=train)
         return x * nn.sigmoid(gate)
 
 
@@ -148,7 +150,9 @@ class BisenetDecoder(nn.Module):
     def __call__(self, features: Features, *, train: bool) -> Array:
         """Returns logits at 1/8."""
         x16, x8 = features["x16"], features["x8"]
-        average = ConvBN(128, **_options(self), name="conv_avg")(global_mean(x16), train=train)
+        average = global_mean(x16)
+        with use_whole_maps():
+            average = ConvBN(128, **_options(self), name="conv_avg")(average, train=train)
         x = AttentionRefinement(128, **_options(self), name="arm16")(x16, train=train) + average
         x = _upsample_nearest_to(x, x8)
         x = ConvBN(128, 3, **_options(self), name="conv_head16")(x, train=train)
@@ -175,13 +179,14 @@ class PyramidPooling(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         """[B, H, W, C] -> [B, H, W, features]."""
-        levels = [x]
+        levels, shards = [x], use_height_shards.value
+        size = shards.get_height(x.shape[1]), x.shape[2]
         for i, bins in enumerate((1, 2, 3, 6)):
+            conv = ConvBN(self.features, use_relu=False, **_options(self), name=f"stages_{i}")
             pooled = adaptive_average_pool(x, bins)
-            pooled = ConvBN(self.features, use_relu=False, **_options(self), name=f"stages_{i}")(
-                pooled, train=train
-            )
-            levels.append(_upsample_to(pooled, x))
+            with use_whole_maps():
+                pooled = upsample_bilinear(conv(pooled, train=train), size)
+            levels.append(shards.take(pooled, x.shape[1]))
         x = jnp.concatenate(levels, axis=-1)
         return ConvBN(self.features, **_options(self), name="bottleneck")(x, train=train)
 
@@ -199,7 +204,8 @@ class FlowAlign(nn.Module):
     @nn.compact
     def __call__(self, low: Array, high: Array) -> Array:
         """Samples high [B, h, w, C] at low's positions: [B, H, W, C]."""
-        height, width = low.shape[1:3]
+        shards, (rows, width) = use_height_shards.value, low.shape[1:3]
+        height = shards.get_height(rows)
         down_high = Conv(self.features, dtype=self.dtype, name="down_h")(high)
         down_low = Conv(self.features, dtype=self.dtype, name="down_l")(low)
         flow = jnp.concatenate([_upsample_to(down_high, low), down_low], axis=-1)
@@ -207,7 +213,9 @@ class FlowAlign(nn.Module):
 
         dtype = jnp.promote_types(self.dtype, jnp.float32)
         x = jnp.linspace(-1, 1, width, dtype=dtype)[None, None, :] + flow[..., 0] / width
-        y = jnp.linspace(-1, 1, height, dtype=dtype)[None, :, None] + flow[..., 1] / height
+        y = shards.take(jnp.linspace(-1, 1, height, dtype=dtype)[None, :, None], rows)
+        y += flow[..., 1] / height
+        high = shards.gather(high)  # flows may reach anywhere
         rows = ((y + 1) * high.shape[1] - 1) / 2
         columns = ((x + 1) * high.shape[2] - 1) / 2
         return sample_bilinear(high, rows, columns)

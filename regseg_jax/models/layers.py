@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from regseg_jax.models.variants import BATCH_NORM_EPSILON, BATCH_NORM_UPDATE
 from regseg_jax.ops.batch_norm import batch_norm
 from regseg_jax.ops.conv import grouped_conv
+from regseg_jax.ops.height_shards import use_height_shards
 from regseg_jax.ops.pooled_conv import pooled_conv
 
 kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -181,5 +182,7 @@ def store_rounded(x: Array) -> Array:
 
 
 def global_mean(x: Array) -> Array:
-    """[B, H, W, C] -> [B, 1, 1, C], summed in float32 at least."""
-    return x.mean((1, 2), keepdims=True, dtype=_wide(x.dtype)).astype(x.dtype)
+    """[B, H, W, C] -> [B, 1, 1, C], summed in float32 at least, and over height shards."""
+    shards = use_height_shards.value
+    total = shards.mask(x).sum((1, 2), keepdims=True, dtype=_wide(x.dtype))
+    return (shards.sum(total) / (shards.get_height(x.shape[1]) * x.shape[2])).astype(x.dtype)

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from regseg_jax.ops.height_shards import HeightShards, use_height_shards
+
 
 def batch_norm(
     x: Array,
@@ -37,24 +39,25 @@ def batch_norm(
         only.
       epsilon: added to the variance.
       use_relu: whether negative results become 0.
-      axis_name: a mapped axis to take the statistics over too, by one `lax.psum` each way.
+      axis_name: a mapped axis to take the statistics over too, by one `lax.psum` each way. They
+        always are of all height shards (see `ops.height_shards`), in the same `lax.psum`.
 
     Returns:
       The result of x's shape and dtype, and the mean f32[C] and the unbiased variance f32[C].
     """
-    return _batch_norm(x, scale, bias, shift, epsilon, use_relu, axis_name)
+    return _batch_norm(x, scale, bias, shift, epsilon, use_relu, axis_name, use_height_shards.value)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
-def _batch_norm(x, scale, bias, shift, epsilon, use_relu, axis_name):
-    return _forward(x, scale, bias, shift, epsilon, use_relu, axis_name)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
+def _batch_norm(x, scale, bias, shift, epsilon, use_relu, axis_name, shards):
+    return _forward(x, scale, bias, shift, epsilon, use_relu, axis_name, shards)[0]
 
 
-def _forward(x, scale, bias, shift, epsilon, use_relu, axis_name):
-    shifted = _widen(x) - shift
+def _forward(x, scale, bias, shift, epsilon, use_relu, axis_name, shards):
+    shifted = shards.mask(_widen(x) - shift)
     sums = _sum_pixels(shifted, jnp.square(shifted))
-    count = _count_pixels(x, axis_name)
-    shifted_mean, mean_square = (total / count for total in _sum_devices(sums, axis_name))
+    count = _count_pixels(x, axis_name, shards)
+    shifted_mean, mean_square = _average(sums, count, axis_name, shards)
     mean = shift + shifted_mean
     var = jnp.maximum(mean_square - jnp.square(shifted_mean), 0)
 
@@ -65,16 +68,16 @@ def _forward(x, scale, bias, shift, epsilon, use_relu, axis_name):
     return (y.astype(x.dtype), mean, unbiased_var), (x, scale, bias, mean, inverse_std)
 
 
-def _backward(epsilon, use_relu, axis_name, residuals, cotangents):
+def _backward(epsilon, use_relu, axis_name, shards, residuals, cotangents):
     x, scale, bias, mean, inverse_std = residuals
     dy = _widen(cotangents[0])
     if use_relu:
         dy = jnp.where(_affine(x, scale * inverse_std, bias, mean) > 0, dy, 0)
     normalised = (_widen(x) - mean) * inverse_std
     dbias, dscale = sums = _sum_pixels(dy, dy * normalised)
-    count = _count_pixels(x, axis_name)
-    mean_dy, mean_product = (total / count for total in _sum_devices(sums, axis_name))
-    dx = (scale * inverse_std) * (dy - mean_dy - normalised * mean_product)
+    count = _count_pixels(x, axis_name, shards)
+    mean_dy, mean_product = _average(sums, count, axis_name, shards)
+    dx = shards.mask((scale * inverse_std) * (dy - mean_dy - normalised * mean_product))
     return dx.astype(x.dtype), dscale.astype(scale.dtype), dbias.astype(bias.dtype), None
 
 
@@ -104,9 +107,17 @@ def _sum_pixels(x: Array, y: Array) -> tuple[Array, Array]:
     return lax.platform_dependent(x, y, cuda=sum_together, default=sum_apart)
 
 
-def _sum_devices(sums: tuple[Array, Array], axis_name: str | None) -> tuple[Array, Array]:
-    return lax.psum(sums, axis_name) if axis_name else sums
+def _average(
+    sums: tuple[Array, Array], count: int, axis_name: str | None, shards: HeightShards
+) -> tuple[Array, ...]:
+    """Each device's sums over the pixels of all."""
+    axes = (*([axis_name] if axis_name else []), *shards.axes)
+    sums = lax.psum(sums, axes) if axes else sums
+    return tuple(total / (count * shards.copies) for total in sums)
 
 
-def _count_pixels(x: Array, axis_name: str | None) -> int:
-    return x.size // x.shape[-1] * (lax.axis_size(axis_name) if axis_name else 1)
+def _count_pixels(x: Array, axis_name: str | None, shards: HeightShards) -> int:
+    pixels = x.size // x.shape[-1]
+    if shards.is_split:
+        pixels = pixels // x.shape[1] * shards.get_height(x.shape[1])
+    return pixels * (lax.axis_size(axis_name) if axis_name else 1)

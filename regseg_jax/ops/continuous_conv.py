@@ -10,6 +10,8 @@ never published.
 import jax.numpy as jnp
 from jax import Array, lax
 
+from regseg_jax.ops.height_shards import use_height_shards
+
 
 def continuous_conv(
     x: Array,
@@ -46,6 +48,9 @@ def continuous_conv(
             f"x {x.shape} and kernel {kernel.shape} do not fit {groups} groups; "
             "expected [B, H, W, C] and [3, 3, C / groups, a multiple of groups]"
         )
+    # How far a real rate reaches is not known when the halo would have to be.
+    shards, rows = use_height_shards.value, x.shape[1]
+    x = shards.gather(x)
     (batch, height, width, _), (*_, group_width, features) = x.shape, kernel.shape
     group_features = features // groups
 
@@ -64,7 +69,7 @@ def continuous_conv(
     y = jnp.transpose(y, (1, 4, 2, 3, 0, 5)).reshape(batch, 3, height, width * features)
     taps = _read_taps(dilation_rate, tap_width, height, y.dtype)
     y = jnp.einsum("tpq,btqo->bpo", taps, y, precision=_EXACT)
-    return y.reshape(batch, height, width, features)
+    return shards.take(y.reshape(batch, height, width, features), rows)
 
 
 # Copying by a product must not round: in float32, TPUs and TF32 would.

@@ -24,6 +24,7 @@ import jax
 from jax import Array, lax
 from jax import numpy as jnp
 
+from regseg_jax.ops.height_shards import use_height_shards
 from regseg_jax.ops.lowerings import (
     ConvGeometry,
     PassLowerings,
@@ -47,6 +48,7 @@ class _Geometry:
     stride: int
     rate: int
     groups: int
+    pad_height: int  # zeros above and below; 0 where the rows there are fetched
 
 
 def grouped_conv(
@@ -96,7 +98,10 @@ def grouped_conv(
         chosen = use_lowerings.value[ConvGeometry(*sizes, *x.shape[1:3])]
     else:
         chosen = None
-    return _grouped_conv(x, kernel, _Geometry(stride, dilation_rate, groups), chosen)
+    pad, shards = dilation_rate * (kernel.shape[0] - 1) // 2, use_height_shards.value
+    if pad and shards.is_split:
+        x, pad = shards.exchange(x, pad, pad - stride + 1), 0
+    return _grouped_conv(x, kernel, _Geometry(stride, dilation_rate, groups, pad), chosen)
 
 
 # The platform is chosen within the forward and within the backward pass, not around both: that
@@ -197,7 +202,7 @@ def _conv(x: Array, kernel: Array, geometry: _Geometry) -> Array:
         x,
         kernel,
         window_strides=(geometry.stride, geometry.stride),
-        padding=((pad, pad), (pad, pad)),
+        padding=((geometry.pad_height, geometry.pad_height), (pad, pad)),
         rhs_dilation=(geometry.rate, geometry.rate),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=geometry.groups,
@@ -270,11 +275,16 @@ def _rows_conv(x: Array, kernel: Array, geometry: _Geometry) -> Array:
     stride, groups = geometry.stride, geometry.groups
     (batch, height, width, _), (size, _, group_width, features) = x.shape, kernel.shape
     group_features = features // groups
-    out_height, out_width = -(-height // stride), -(-width // stride)
-    offsets = [(tap - size // 2) * geometry.rate for tap in range(size)]
+    reach = geometry.rate * (size - 1)
+    out_height, out_width = (
+        -(-(height + 2 * geometry.pad_height - reach) // stride),
+        -(-width // stride),
+    )
+    offsets = [tap * geometry.rate - reach // 2 for tap in range(size)]
+    row_offsets = [tap * geometry.rate - geometry.pad_height for tap in range(size)]
     # Taps further out than the map is large see nothing but padding.
     columns = [tap for tap in range(size) if abs(offsets[tap]) < width]
-    rows = [tap for tap in range(size) if abs(offsets[tap]) < height]
+    rows = [tap for tap in range(size) if abs(row_offsets[tap]) < height]
 
     x = x.reshape(batch, height, width, groups, group_width)
     x = jnp.transpose(x, (3, 0, 1, 2, 4))  # [G, B, H, W, C]
@@ -285,13 +295,13 @@ def _rows_conv(x: Array, kernel: Array, geometry: _Geometry) -> Array:
 
     y = jnp.zeros((groups, batch, out_height, out_width, group_features), x.dtype)
     for remainder in range(stride):
-        taps = [tap for tap in rows if offsets[tap] % stride == remainder]
+        taps = [tap for tap in rows if row_offsets[tap] % stride == remainder]
         if not taps:
             continue
         taps_kernel = jnp.concatenate([kernel[:, tap] for tap in taps], -1)
         product = jnp.einsum("gbhwk,gko->gbhwo", x[:, :, remainder::stride], taps_kernel)
         for tap, part in zip(taps, jnp.split(product, len(taps), -1), strict=True):
-            y += _shift(part, 2, offsets[tap] // stride, out_height)
+            y += _shift(part, 2, row_offsets[tap] // stride, out_height)
     return jnp.transpose(y, (1, 2, 3, 0, 4)).reshape(batch, out_height, out_width, features)
 
 

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from regseg_jax.ops.conv import grouped_conv
+from regseg_jax.ops.height_shards import use_height_shards
 from regseg_jax.ops.resize import average_pool_2x2
 
 
-@jax.custom_vjp
 def pooled_conv(x: Array, kernel: Array) -> Array:
     """Averages 2x2 pixels by `average_pool_2x2` and convolves the averages.
 
@@ -23,11 +23,21 @@ def pooled_conv(x: Array, kernel: Array) -> Array:
     Returns:
       Feature maps [B, ceil(H / 2), ceil(W / 2), O] of x's dtype.
     """
+    shards = use_height_shards.value
+    y = _pooled_conv(shards.mask(x), kernel)
+    height = shards.get_height(x.shape[1])
+    if shards.is_split and height % 2:  # half of the last window is outside the map
+        y *= shards.take(jnp.ones((1, height // 2, 1, 1), y.dtype), y.shape[1], fill=2)
+    return y
+
+
+@jax.custom_vjp
+def _pooled_conv(x: Array, kernel: Array) -> Array:
     return lax.platform_dependent(x, kernel, tpu=_convolve_windows, default=_pool_and_convolve)
 
 
 def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return pooled_conv(x, kernel), (x, kernel)
+    return _pooled_conv(x, kernel), (x, kernel)
 
 
 # As in `ops.conv`: each pass chooses the platform, so that no lowering keeps what another needs.
@@ -39,7 +49,7 @@ def _backward(inputs: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
     return lax.platform_dependent(*inputs, dy, tpu=tpu, default=default)
 
 
-pooled_conv.defvjp(_forward, _backward)
+_pooled_conv.defvjp(_forward, _backward)
 
 
 def _pool_and_convolve(x: Array, kernel: Array) -> Array:

@@ -2,31 +2,45 @@
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
+
+from regseg_jax.ops.height_shards import use_height_shards
 
 
-def upsample_bilinear(x: Array, size: tuple[int, int], *, align_corners: bool = False) -> Array:
+def upsample_bilinear(
+    x: Array,
+    size: tuple[int, int],
+    *,
+    align_corners: bool = False,
+    whole_height: int | None = None,
+) -> Array:
     """Resizes the two spatial axes as `torch.nn.functional.interpolate(mode="bilinear")`.
 
     Neither case gathers, so the gradient has no scatter and is deterministic on every device.
 
     Args:
       x: [B, H, W, C], floating point.
-      size: the output's height and width.
+      size: the output's height and width; of height shards a device's own rows.
       align_corners: whether the centres of the corner pixels, not their outer edges, coincide.
+      whole_height: of an output that is split over devices; None: its rows tell, see
+        `HeightShards.get_height`.
 
     Returns:
       [B, size[0], size[1], C] of x's dtype.
     """
-    for axis, length in zip((1, 2), size, strict=True):
-        factor, remainder = divmod(length, x.shape[axis])
-        if factor == 1 and remainder == 0:
+    shards = use_height_shards.value
+    heights = shards.get_height(x.shape[1]), whole_height or shards.get_height(size[0])
+    for axis, lengths in ((1, heights), (2, (x.shape[2], size[1]))):
+        factor, remainder = divmod(size[axis - 1], x.shape[axis])
+        is_multiple = remainder == 0 and factor * lengths[0] == lengths[1]
+        if is_multiple and factor == 1:
             continue
-        if remainder == 0 and not align_corners:
+        if is_multiple and not align_corners:
             x = upsample_by_integer(x, axis, factor)
+        elif axis == 1:
+            x = shards.multiply(interpolation_matrix(*lengths, align_corners), x, size[0])
         else:
-            weights = interpolation_matrix(x.shape[axis], length, align_corners)
-            x = _apply_along(x, axis, weights)
+            x = _multiply_columns(interpolation_matrix(*lengths, align_corners), x)
     return x
 
 
@@ -36,9 +50,7 @@ def upsample_by_integer(x: Array, axis: int, factor: int) -> Array:
     Each output phase is a fixed mix of two neighbours: slices and an interleave.
     """
     length = x.shape[axis]
-    first = lax.slice_in_dim(x, 0, 1, axis=axis)
-    last = lax.slice_in_dim(x, length - 1, length, axis=axis)
-    padded = jnp.concatenate([first, x, last], axis=axis)
+    padded = use_height_shards.value.repeat_edges(x, axis)
 
     def shifted(start: int) -> Array:
         index = [slice(None)] * x.ndim
@@ -70,9 +82,8 @@ def interpolation_matrix(in_length: int, out_length: int, align_corners: bool) -
     return matrix
 
 
-def _apply_along(x: Array, axis: int, matrix: np.ndarray) -> Array:
-    subscripts = "oh,bhwc->bowc" if axis == 1 else "ow,bhwc->bhoc"
-    return jnp.einsum(subscripts, jnp.asarray(matrix, x.dtype), x, precision="highest")
+def _multiply_columns(matrix: np.ndarray, x: Array) -> Array:
+    return jnp.einsum("ow,bhwc->bhoc", jnp.asarray(matrix, x.dtype), x, precision="highest")
 
 
 def average_pool_2x2(x: Array) -> Array:
@@ -98,9 +109,9 @@ def adaptive_average_pool(x: Array, size: int) -> Array:
 
     Bin i covers rows floor(i * H / size) to ceil((i + 1) * H / size); bins may overlap.
     """
-    for axis in (1, 2):
-        x = _apply_along(x, axis, _pooling_matrix(x.shape[axis], size))
-    return x
+    shards = use_height_shards.value
+    x = shards.reduce(_pooling_matrix(shards.get_height(x.shape[1]), size), x)
+    return _multiply_columns(_pooling_matrix(x.shape[2], size), x)
 
 
 def _pooling_matrix(length: int, bins: int) -> np.ndarray:

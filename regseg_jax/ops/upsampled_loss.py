@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from regseg_jax.ops.height_shards import use_height_shards
 from regseg_jax.ops.resize import interpolation_matrix, upsample_bilinear, upsample_by_integer
 
 
@@ -44,7 +45,7 @@ def upsampled_pixel_losses(logits: Array, labels: Array, ignore_label: int = 255
     if not _divides(logits, size):
         logits = upsample_bilinear(_widen(logits), size)
         return _compute_losses(logits, labels, ignore_label, -1)[0]
-    return _pixel_losses(logits, labels, ignore_label)
+    return _pixel_losses(use_height_shards.value.repeat_edges(logits), labels, ignore_label)
 
 
 def upsampled_argmax(logits: Array, size: tuple[int, int]) -> Array:
@@ -60,7 +61,7 @@ def upsampled_argmax(logits: Array, size: tuple[int, int]) -> Array:
     if not _divides(logits, size):
         return lax.argmax(upsample_bilinear(_widen(logits), size), 3, jnp.uint8)
     return lax.platform_dependent(
-        logits,
+        use_height_shards.value.repeat_edges(logits),
         tpu=functools.partial(_classify_by_strips, size=size),
         default=functools.partial(_classify_at_once, size=size),
     )
@@ -68,13 +69,14 @@ def upsampled_argmax(logits: Array, size: tuple[int, int]) -> Array:
 
 def _classify_by_strips(logits: Array, size: tuple[int, int]) -> Array:
     rows = _neighbours(_multiply_columns(logits, size[1]))
-    phases = _phases(logits.shape[1], size[0])
+    phases = _phases(logits.shape[1] - 2, size[0])
     return _interleave([lax.argmax(_mix(rows, weights), 1, jnp.uint8) for weights in phases])
 
 
 def _classify_at_once(logits: Array, size: tuple[int, int]) -> Array:
-    (batch, height, width, _), dtype = logits.shape, _widen(logits).dtype
-    padded = jnp.pad(logits, ((0, 0), (1, 1), (1, 1), (0, 0)), "edge").astype(dtype)
+    batch, height, width = logits.shape[0], logits.shape[1] - 2, logits.shape[2]
+    dtype = _widen(logits).dtype
+    padded = jnp.pad(logits, ((0, 0), (0, 0), (1, 1), (0, 0)), "edge").astype(dtype)
     rows = enumerate(np.array(_phases(height, size[0]), dtype).T)  # 3 times [phases]
     columns = enumerate(np.array(_phases(width, size[1]), dtype).T)
     mixed = 0  # [B, h, row phases, w, column phases, K]
@@ -84,6 +86,7 @@ def _classify_at_once(logits: Array, size: tuple[int, int]) -> Array:
     return lax.argmax(mixed, 5, jnp.uint8).reshape(batch, *size)
 
 
+# Its logits have one more row above and below.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _pixel_losses(logits: Array, labels: Array, ignore_label: int) -> Array:
     return _forward(logits, labels, ignore_label)[0]
@@ -92,7 +95,7 @@ def _pixel_losses(logits: Array, labels: Array, ignore_label: int) -> Array:
 def _forward(logits: Array, labels: Array, ignore_label: int) -> tuple[Array, tuple]:
     def compute(logits: Array, labels: Array, upsample_columns: Callable) -> tuple[Array, Array]:
         rows = _neighbours(upsample_columns(logits, labels.shape[2]))
-        phases = _phases(logits.shape[1], labels.shape[1])
+        phases = _phases(logits.shape[1] - 2, labels.shape[1])
         parts = [
             _compute_losses(_mix(rows, weights), part, ignore_label, 1)
             for weights, part in zip(phases, _deinterleave(labels, len(phases)), strict=True)
@@ -112,7 +115,7 @@ def _backward(ignore_label: int, residuals: tuple, cotangents: Array) -> tuple[A
             return _neighbours(upsample_columns(logits, labels.shape[2]))
 
         rows, vjp = jax.vjp(spread, logits)
-        phases = _phases(logits.shape[1], labels.shape[1])
+        phases = _phases(logits.shape[1] - 2, labels.shape[1])
         dlosses = jnp.where(labels == ignore_label, 0, dlosses)
         arrays = (_deinterleave(x, len(phases)) for x in (labels, normalizers, dlosses))
         drows = tuple(map(jnp.zeros_like, rows))
@@ -181,10 +184,8 @@ def _phases(length: int, upsampled: int) -> list[tuple[float, float, float]]:
 
 
 def _neighbours(planes: Array) -> tuple[Array, Array, Array]:
-    """The rows above, at and below each row of [B, K, h, W]; beyond an edge they repeat."""
-    above = jnp.concatenate([planes[:, :, :1], planes[:, :, :-1]], 2)
-    below = jnp.concatenate([planes[:, :, 1:], planes[:, :, -1:]], 2)
-    return above, planes, below
+    """The rows above, at and below each inner row of [B, K, h + 2, W]."""
+    return planes[:, :, :-2], planes[:, :, 1:-1], planes[:, :, 2:]
 
 
 def _mix(rows: tuple[Array, Array, Array], weights: tuple[float, float, float]) -> Array:
@@ -204,8 +205,14 @@ def _deinterleave(x: Array, factor: int) -> list[Array]:
 
 
 def _divides(logits: Array, size: tuple[int, int]) -> bool:
-    pairs = list(zip(size, logits.shape[1:3], strict=True))
-    return all(isinstance(side, int) and length % side == 0 for length, side in pairs)
+    shards, (rows, columns) = use_height_shards.value, logits.shape[1:3]
+    if not isinstance(rows, int) or not isinstance(
+        columns, int
+    ):  # sizes that an export leaves open
+        return False
+    if size[0] % rows or size[1] % columns:
+        return False
+    return size[0] // rows * shards.get_height(rows) == shards.get_height(size[0])
 
 
 def _widen(x: Array) -> Array:

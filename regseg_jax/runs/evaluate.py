@@ -82,7 +82,12 @@ def _evaluate(
     workdir: str | os.PathLike,
 ) -> Scores:
     evaluator = Evaluator.create(
-        trained.model, source, dataset.class_table, config.eval, config.data.num_workers
+        trained.model,
+        source,
+        dataset.class_table,
+        config.eval,
+        config.data.num_workers,
+        config.spatial_devices,
     )
     evaluation = evaluator(trained.variables)
     averaged = evaluator(trained.ema_variables) if trained.ema_variables else None

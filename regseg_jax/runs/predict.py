@@ -27,6 +27,8 @@ from regseg_jax.training.evaluation import (
     create_image_classify_fn,
     create_image_score_fn,
 )
+from regseg_jax.training.sharding import create_height_mesh, replicate
+from regseg_jax.training.steps import split_images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Options:
       flip: as `config.eval.flip`; None: the run's.
       scales: as `config.eval.scales`; None: the run's.
       tiling: how larger images are cut; None: only very large ones are.
+      spatial_devices: that share each image's rows.
       drawing: what is written; of a split always label ids alone.
       train_ids: whether class maps hold training ids, not the values of label files.
     """
@@ -46,6 +49,7 @@ class Options:
     flip: bool | None = None
     scales: tuple[float, ...] | None = None
     tiling: Tiling | None = None
+    spatial_devices: int = 1
     drawing: Drawing = dataclasses.field(default_factory=Drawing)
     train_ids: bool = False
 
@@ -55,15 +59,22 @@ class Options:
             raise ValueError(f"--scales is {self.scales}; use positive factors")
 
     def create_predictor(self, trained: Trained) -> Predictor:
-        """A predictor that does as the run's evaluation, except for these options."""
+        """A predictor that does as the run's evaluation, except for these options.
+
+        Raises:
+          ValueError: if there are fewer devices than are to share an image.
+        """
+        mesh = create_height_mesh(self.spatial_devices)
         config = self.apply(trained.eval_config)
-        variables = prepare_inference(trained.variables, trained.model.dtype)
+        score_fn = create_image_score_fn(trained.model, config)
+        classify_fn = create_image_classify_fn(trained.model, config)
+        variables = prepare_inference(replicate(trained.variables, mesh), trained.model.dtype)
         return Predictor(
-            create_image_score_fn(trained.model, config),
+            split_images(score_fn, mesh),
             variables,
             self.tiling,
             can_tile=not config.image_size,
-            classify_fn=create_image_classify_fn(trained.model, config),
+            classify_fn=split_images(classify_fn, mesh),
         )
 
     def apply(self, config: EvalConfig) -> EvalConfig:

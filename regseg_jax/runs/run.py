@@ -43,6 +43,7 @@ from regseg_jax.training.optimizer import Schedule
 from regseg_jax.training.precise_bn import PreciseBatchNorm
 from regseg_jax.training.rate_search import RateSearch
 from regseg_jax.training.sharding import (
+    create_eval_mesh,
     create_mesh,
     is_main_process,
     main_process_first,
@@ -114,8 +115,12 @@ class Run:
         check_class_weights(config.loss.class_weights, dataset.class_table)
         train_source = dataset.create_source(config.data.train_split, workdir)
         eval_source = dataset.create_source(config.data.eval_split, workdir)
-        mesh = create_mesh(config.global_batch_size, accumulation_steps=config.accumulation_steps)
-        create_mesh(config.eval.batch_size, "eval.batch_size")
+        mesh = create_mesh(
+            config.global_batch_size,
+            accumulation_steps=config.accumulation_steps,
+            spatial_devices=config.spatial_devices,
+        )
+        create_eval_mesh(config.eval.batch_size, spatial_devices=config.spatial_devices)
         check_epoch_size(len(train_source), config.global_batch_size)
         model = create_run_model(config)
         is_new = not has_checkpoint(workdir)  # in every process: Orbax synchronises them
@@ -245,7 +250,12 @@ class Run:
         """Scores the evaluation split."""
         config = self.config
         return Evaluator.create(
-            self.model, self.eval_source, self.class_table, config.eval, config.data.num_workers
+            self.model,
+            self.eval_source,
+            self.class_table,
+            config.eval,
+            config.data.num_workers,
+            config.spatial_devices,
         )
 
     def create_precise_bn(self) -> PreciseBatchNorm:

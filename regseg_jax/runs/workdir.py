@@ -20,7 +20,7 @@ from regseg_jax.runtime.files import write_json
 MAY_CHANGE = (
     *("data.data_dir", "data.num_workers", "data.check", "data.centroid_file", "data.cache_dir"),
     *("log_every_steps", "checkpoint_every_steps", "eval.num_panels", "eval.num_worst"),
-    *("accumulation_steps", "eval.batch_size"),
+    *("accumulation_steps", "spatial_devices", "eval.batch_size"),
 )
 
 # What runs did before there was a key for it, where its default is another thing.

@@ -23,7 +23,7 @@ from regseg_jax.runtime.checks import check_integer, check_number, check_size
 from regseg_jax.training.metrics import ConfusionMatrix, Scores, compute_scores, count_confusion
 from regseg_jax.training.sharding import (
     batch_sharded,
-    create_mesh,
+    create_eval_mesh,
     is_main_process,
     replicate,
     replicated,
@@ -146,13 +146,14 @@ class Evaluator:
         class_table: ClassTable,
         config: EvalConfig,
         num_workers: int,
+        spatial_devices: int = 1,
     ) -> "Evaluator":
-        """An evaluator over every device; compiles at its first use.
+        """An evaluator over every device, see `create_eval_mesh`; compiles at its first use.
 
         Raises:
           ValueError: if config.batch_size does not divide over the devices.
         """
-        mesh = create_mesh(config.batch_size, "eval.batch_size")
+        mesh = create_eval_mesh(config.batch_size, spatial_devices=spatial_devices)
         eval_step = jax.jit(
             create_eval_step(model, create_image_classify_fn(model, config), mesh),
             out_shardings=(batch_sharded(mesh), replicated(mesh)),
@@ -228,5 +229,6 @@ def _image_mean_iou(label: np.ndarray, prediction: np.ndarray, class_table: Clas
 
 def _local_rows(x: jax.Array) -> np.ndarray:
     """The rows of a batch-sharded array that are on this process's devices, in order."""
-    shards = sorted(x.addressable_shards, key=lambda shard: shard.index[0].start or 0)
-    return np.concatenate([np.asarray(shard.data) for shard in shards])
+    # Devices that share an image have the same rows of the batch.
+    shards = {shard.index[0].start or 0: shard for shard in x.addressable_shards}
+    return np.concatenate([np.asarray(shards[start].data) for start in sorted(shards)])

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from regseg_jax.models.layers import BATCH_NORM_UPDATE
 from regseg_jax.models.regseg import RegSeg
-from regseg_jax.training.sharding import BATCH_AXIS, replicated, shard_batch
+from regseg_jax.training.sharding import BATCH_AXIS, replicated, shard_batch, split_height
 from regseg_jax.training.steps import AugmentFn, augment_batch, split_batch
 from regseg_jax.training.train_state import TrainState
 
@@ -107,7 +107,10 @@ def create_add_batch(
         variables = {"params": params, "batch_stats": batch_stats}
 
         def update(images: Array) -> Any:
-            _, mutated = model.apply(variables, images, train=True, mutable=["batch_stats"])
+            with split_height(images.shape[1], mesh) as shards:
+                _, mutated = model.apply(
+                    variables, shards.take(images), train=True, mutable=["batch_stats"]
+                )
             return mutated["batch_stats"]
 
         stats = lax.map(update, split_batch(images, accumulation_steps))

@@ -2,13 +2,15 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from regseg_jax.ops.height_shards import HEIGHT_AXIS, HeightShards, use_height_shards
 
 BATCH_AXIS = "data"
 
@@ -37,26 +39,96 @@ def join_processes() -> None:
 
 
 def create_mesh(
-    batch_size: int, key: str = "global_batch_size", *, accumulation_steps: int = 1
+    batch_size: int,
+    key: str = "global_batch_size",
+    *,
+    accumulation_steps: int = 1,
+    spatial_devices: int = 1,
 ) -> Mesh:
-    """A one-axis mesh over every device of every process, for data parallelism.
+    """A mesh over every device of every process, for data parallelism.
 
     Args:
-      batch_size: what is sharded over the mesh, in images.
+      batch_size: what is sharded over the mesh's axis `BATCH_AXIS`, in images.
       key: of the config that sets it, for the message.
       accumulation_steps: parts that a device takes its images in.
+      spatial_devices: that share an image's rows, along a second axis, `HEIGHT_AXIS`, if above 1.
 
     Raises:
-      ValueError: if the batch does not divide evenly over the devices and their parts.
+      ValueError: if the devices of a process do not divide into groups of spatial_devices, or the
+        batch does not divide evenly over the groups and their parts.
     """
-    num_devices = jax.device_count()
-    check_divides(batch_size, key, num_devices, accumulation_steps)
-    return jax.make_mesh((num_devices,), (BATCH_AXIS,), axis_types=(AxisType.Auto,))
+    _check_spatial_devices(spatial_devices)
+    check_divides(batch_size, key, jax.device_count(), accumulation_steps, spatial_devices)
+    if spatial_devices == 1:
+        return jax.make_mesh((jax.device_count(),), (BATCH_AXIS,), axis_types=(AxisType.Auto,))
+    # Those of a process are neighbours: a process reads whole images.
+    devices = sorted(jax.devices(), key=lambda device: device.process_index)
+    return arrange_mesh(devices, spatial_devices)
 
 
-def check_divides(batch_size: int, key: str, num_devices: int, accumulation_steps: int = 1) -> None:
+def create_eval_mesh(batch_size: int, *, spatial_devices: int = 1) -> Mesh:
+    """As `create_mesh`; where a batch of evaluation does not divide, more devices share an image.
+
+    Raises:
+      ValueError: if the devices of a process do not divide into such groups.
+    """
+    _check_spatial_devices(spatial_devices)
+    for size in range(spatial_devices, jax.local_device_count() + 1, spatial_devices):
+        if jax.local_device_count() % size == 0 and batch_size % (jax.device_count() // size) == 0:
+            spatial_devices = size
+            break
+    return create_mesh(batch_size, "eval.batch_size", spatial_devices=spatial_devices)
+
+
+def create_height_mesh(spatial_devices: int) -> Mesh:
+    """A mesh of this process's first devices, which share every image.
+
+    Raises:
+      ValueError: if there are not as many.
+    """
+    if spatial_devices > jax.local_device_count():
+        raise ValueError(
+            f"--spatial_devices is {spatial_devices}, but there are {jax.local_device_count()} "
+            "devices; set at most that many"
+        )
+    return arrange_mesh(jax.local_devices()[:spatial_devices], spatial_devices)
+
+
+def arrange_mesh(devices: Sequence, spatial_devices: int = 1) -> Mesh:
+    """The mesh of these devices, in this order, of which so many at a time share an image."""
+    if spatial_devices == 1:
+        return Mesh(np.array(devices), (BATCH_AXIS,), axis_types=(AxisType.Auto,))
+    groups = np.array(devices).reshape(-1, spatial_devices)
+    return Mesh(groups, (BATCH_AXIS, HEIGHT_AXIS), axis_types=2 * (AxisType.Auto,))
+
+
+def _check_spatial_devices(spatial_devices: int) -> None:
+    if jax.local_device_count() % spatial_devices:
+        raise ValueError(
+            f"config.spatial_devices is {spatial_devices}, which does not divide the "
+            f"{jax.local_device_count()} devices of a process; set a divisor of their number"
+        )
+
+
+@contextlib.contextmanager
+def split_height(height: int, mesh: Mesh) -> Iterator[HeightShards]:
+    """The context inside `jax.shard_map` in which the mesh's devices may share images' rows."""
+    shards = HeightShards(height, mesh.shape.get(HEIGHT_AXIS, 1))
+    with use_height_shards(shards):
+        yield shards
+
+
+def check_divides(
+    batch_size: int,
+    key: str,
+    num_devices: int,
+    accumulation_steps: int = 1,
+    spatial_devices: int = 1,
+) -> None:
     """Raises ValueError if a batch does not divide over devices and their micro-batches."""
-    parts, divisor = f"{num_devices} devices", num_devices * accumulation_steps
+    parts, divisor = f"{num_devices} devices", num_devices // spatial_devices * accumulation_steps
+    if spatial_devices > 1:
+        parts = f"{num_devices // spatial_devices} groups of {spatial_devices} devices"
     if accumulation_steps > 1:
         parts += f" with config.accumulation_steps={accumulation_steps} on each"
     if batch_size % divisor:

@@ -1,7 +1,8 @@
 """The training and the evaluation step: pure functions, for the caller to jit.
 
 Both are parallel explicitly: inside `jax.shard_map` every device computes on its own shard of the
-batch, and what concerns the global batch is a sum over `BATCH_AXIS`. Left to XLA's
+batch, and what concerns the global batch is a sum over the mesh. Devices that share an image are
+all given the whole one, and each takes its own rows (see `ops.height_shards`). Left to XLA's
 partitioner, grouped convolutions on GPUs would gather the global batch on every device.
 """
 
@@ -18,13 +19,15 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from regseg_jax.data.classes import IGNORE_LABEL
 from regseg_jax.models.regseg import RegSeg
+from regseg_jax.ops.height_shards import use_height_shards
 from regseg_jax.ops.resize import upsample_bilinear
 from regseg_jax.ops.upsampled_loss import upsampled_argmax
 from regseg_jax.training.losses import CrossEntropy
 from regseg_jax.training.metrics import ConfusionMatrix
 from regseg_jax.training.optimizer import Schedule
-from regseg_jax.training.sharding import BATCH_AXIS
+from regseg_jax.training.sharding import BATCH_AXIS, split_height
 from regseg_jax.training.train_state import TrainState
 
 Batch = dict[str, Array]
@@ -94,12 +97,13 @@ def create_train_step(
       augment_fn: (images, labels, rng, **the batch's other entries) -> (f32[B, h, w, 3],
         i32[B, h, w]); rng is a key, or a key for each image.
       rng: of the run; each step folds in its number.
-      mesh: the devices that batches are split over, along the axis `BATCH_AXIS`.
+      mesh: the devices that batches are split over, along the axis `BATCH_AXIS`, and images too
+        if there is an axis `HEIGHT_AXIS`.
       ema_decay: of the average of the weights and statistics, where the state holds one; after
         t steps at most (1 + t) / (10 + t), so that its start soon stops mattering.
       batch_norm_per_device: whether batch norm's statistics are those of each device's images,
         not those of the global batch, which saves a sum over devices per layer. The running
-        statistics are the mean over devices.
+        statistics are the mean over devices. Devices that share images count as one.
       accumulation_steps: micro-batches that a device takes one after another, adding up their
         gradients, to save memory. Loss and gradients are those of the whole batch, but batch norm's
         statistics are those of a micro-batch; the running statistics, which move once a step, take
@@ -114,24 +118,18 @@ def create_train_step(
     axis_name = None if batch_norm_per_device else BATCH_AXIS
     model = model.clone(axis_name=axis_name, upsample=False)
 
-    @functools.partial(
-        jax.shard_map,
-        mesh=mesh,
-        in_specs=(P(), P(), P(), P(BATCH_AXIS), P(BATCH_AXIS)),
-        out_specs=P(),
-    )
-    def compute_gradients(
+    def compute_own_gradients(
         params: Any,
         batch_stats: Any,
         dynamic_scale: DynamicScale | None,
         images: Array,
         labels: Array,
     ) -> tuple[DynamicScale | None, Array, Array, Any, Array]:
-        """Loss, new statistics and gradients (as one vector), the same on every device."""
+        """As below; of the device's own rows of its images."""
         flat_params, unravel = ravel_pytree(params)
         # Each device has a copy of its own, whose gradient is that of the device's images: the sum
         # over devices is one of one vector, after the last micro-batch.
-        flat_params = lax.pcast(flat_params, BATCH_AXIS, to="varying")
+        flat_params = lax.pcast(flat_params, mesh.axis_names, to="varying")
         scale = dynamic_scale.scale if dynamic_scale else 1
         parts = split_batch((images, labels), accumulation_steps, contiguous=batch_norm_per_device)
 
@@ -153,13 +151,13 @@ def create_train_step(
 
         pixel_weights = None
         if accumulation_steps > 1:
-            pixel_weights = loss_fn.weigh(parts[1], compute_pixel_losses, axis_name=BATCH_AXIS)
+            pixel_weights = loss_fn.weigh(parts[1], compute_pixel_losses, axis_name=mesh.axis_names)
 
         def compute_scaled_loss(
             flat_params: Array, images: Array, labels: Array, pixel_weights: Array | None
         ) -> tuple[Array, tuple[Array, Any]]:
             logits, new_stats = apply(flat_params, images)
-            loss = loss_fn(logits, labels, pixel_weights=pixel_weights, axis_name=BATCH_AXIS)
+            loss = loss_fn(logits, labels, pixel_weights=pixel_weights, axis_name=mesh.axis_names)
             return scale * loss, (loss, new_stats)
 
         def add_part(grads: Array, part: tuple) -> tuple[Array, tuple[Array, Any]]:
@@ -172,12 +170,30 @@ def create_train_step(
             (*parts, pixel_weights),
             unroll=accumulation_steps == 1,  # without a loop
         )
-        grads = lax.psum(grads, BATCH_AXIS)
+        grads = lax.psum(grads, mesh.axis_names)
         is_finite = jnp.bool_(True)
         if dynamic_scale:
             dynamic_scale, is_finite, grads = _unscale(dynamic_scale, grads)
         batch_stats = jax.tree.map(lambda x: x.mean(0), stats)
         return dynamic_scale, is_finite, losses.sum(), batch_stats, grads
+
+    @functools.partial(
+        jax.shard_map,
+        mesh=mesh,
+        in_specs=(P(), P(), P(), P(BATCH_AXIS), P(BATCH_AXIS)),
+        out_specs=P(),
+    )
+    def compute_gradients(
+        params: Any,
+        batch_stats: Any,
+        dynamic_scale: DynamicScale | None,
+        images: Array,
+        labels: Array,
+    ) -> tuple[DynamicScale | None, Array, Array, Any, Array]:
+        """Loss, new statistics and gradients (as one vector), the same on every device."""
+        with split_height(images.shape[1], mesh) as shards:
+            own = shards.take(images), shards.take(labels, fill=IGNORE_LABEL)
+            return compute_own_gradients(params, batch_stats, dynamic_scale, *own)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         images, labels = augment_batch(augment_fn, batch, rng, state.step, accumulation_steps)
@@ -246,14 +262,19 @@ def create_score_fn(
     Returns:
       A function of (variables, images uint8[B, H, W, 3], size) to f32[B, *size, num_classes],
       higher for likelier classes: the logits of a single input, or the mean of the probabilities
-      over several.
+      over several. Where devices share images' rows (`ops.height_shards`), of whole images to a
+      device's own rows of the result.
     """
 
     def score_fn(variables: dict[str, Any], images: Array, size: tuple[int, int]) -> Array:
         inputs = preprocess_fn(images)
 
         def compute_logits(x: Array) -> Array:
-            return upsample_bilinear(model.apply(variables, x, train=False), size)
+            own_size = (use_height_shards.value.of_height(size[0]).rows, size[1])
+            shards = use_height_shards.value.of_height(x.shape[1])
+            with use_height_shards(shards):
+                logits = model.apply(variables, shards.take(x), train=False)
+                return upsample_bilinear(logits, own_size, whole_height=size[0])
 
         if tuple(scales) == (1.0,) and not flip:
             return compute_logits(inputs)
@@ -284,7 +305,8 @@ def create_classify_fn(
 
     Returns:
       A function of (variables, images uint8[B, H, W, 3], size) to uint8[B, *size]: the class of
-      the highest score. Of a single input of this size no scores are stored.
+      the highest score. Of a single input of this size no scores are stored. Devices may share
+      images' rows, see `create_score_fn`.
     """
     score_fn = create_score_fn(model, preprocess_fn, scales=scales, flip=flip)
 
@@ -292,8 +314,11 @@ def create_classify_fn(
         inputs = preprocess_fn(images)
         if tuple(scales) != (1.0,) or flip or inputs.shape[1:3] != size:
             return lax.argmax(score_fn(variables, images, size), 3, jnp.uint8)
-        logits = model.clone(upsample=False).apply(variables, inputs, train=False)
-        return upsampled_argmax(logits, size)
+        shards = use_height_shards.value.of_height(size[0])
+        with use_height_shards(shards):
+            own = shards.take(inputs)
+            logits = model.clone(upsample=False).apply(variables, own, train=False)
+            return upsampled_argmax(logits, (shards.rows, size[1]))
 
     return classify_fn
 
@@ -306,7 +331,7 @@ def create_eval_step(
     Args:
       model: of the run.
       classify_fn: see `create_classify_fn`.
-      mesh: the devices that batches are split over.
+      mesh: as in training.
 
     Returns:
       A function of (variables, {"image", "label"} as in training) to the predictions
@@ -317,15 +342,51 @@ def create_eval_step(
         jax.shard_map,
         mesh=mesh,
         in_specs=(P(), P(BATCH_AXIS)),
-        out_specs=(P(BATCH_AXIS), P()),
+        out_specs=(P(*mesh.axis_names), P()),
     )
     def eval_step(variables: dict[str, Any], batch: Batch) -> tuple[Array, ConfusionMatrix]:
-        predictions = classify_fn(variables, batch["image"], batch["label"].shape[1:3])
+        size = batch["label"].shape[1:3]
+        with split_height(size[0], mesh) as shards:
+            predictions = classify_fn(variables, batch["image"], size)
+            labels = shards.take(batch["label"], fill=IGNORE_LABEL)
         confusion_matrix = ConfusionMatrix.from_model_output(
-            labels=batch["label"].astype(jnp.int32),
+            labels=labels.astype(jnp.int32),
             predictions=predictions,
             num_classes=model.num_classes,
         )
-        return predictions, lax.psum(confusion_matrix, BATCH_AXIS)
+        return predictions, lax.psum(confusion_matrix, mesh.axis_names)
 
-    return eval_step
+    def without_surplus_rows(
+        variables: dict[str, Any], batch: Batch
+    ) -> tuple[Array, ConfusionMatrix]:
+        predictions, confusion_matrix = eval_step(variables, batch)
+        return predictions[:, : batch["label"].shape[1]], confusion_matrix
+
+    return without_surplus_rows
+
+
+def split_images(fn: ScoreFn, mesh: Mesh) -> ScoreFn:
+    """A function whose devices share the rows of its images.
+
+    Args:
+      fn: of (variables, images, size) to [B, a device's rows, ...], as `create_score_fn` makes it.
+      mesh: with or without an axis `HEIGHT_AXIS`; over another one, batches are split.
+
+    Returns:
+      The same function to [B, *size, ...].
+    """
+
+    def split_fn(variables: dict[str, Any], images: Array, size: tuple[int, int]) -> Array:
+        @functools.partial(
+            jax.shard_map,
+            mesh=mesh,
+            in_specs=(P(), P(BATCH_AXIS)),
+            out_specs=P(*mesh.axis_names),
+        )
+        def compute(variables: dict[str, Any], images: Array) -> Array:
+            with split_height(size[0], mesh):
+                return fn(variables, images, size)
+
+        return compute(variables, images)[:, : size[0]]
+
+    return split_fn

@@ -17,6 +17,7 @@ from regseg_jax.benchmark.targets import Target
 from regseg_jax.config import Config
 from regseg_jax.data.augment import AugmentConfig
 from regseg_jax.data.dataset import DataConfig
+from regseg_jax.training.sharding import arrange_mesh
 
 
 @pytest.mark.parametrize("limit", [0, 90, 100, 130, 1000, 100_000])
@@ -84,6 +85,20 @@ def test_every_mode_compiles_for_two_devices(config, mode):
         assert program.collectives["all-reduce"][0] > 0
 
 
+@pytest.mark.slow
+def test_devices_that_share_an_image_need_less_memory_each(config):
+    def plan(num_devices):
+        target = Target("cpus", ACCELERATORS[0], "cpu", tuple(jax.devices()[:num_devices]))
+        sharing = dataclasses.replace(config, spatial_devices=num_devices, augment=AugmentConfig())
+        compiled = compile_program(sharing, "inference", target, 1, (256, 512))
+        return plan_memory(compiled)["temporary"], count_program(compiled.as_text())
+
+    (one, alone), (four, shared) = plan(1), plan(4)
+    assert four < one / 2
+    assert not alone.collectives
+    assert shared.collectives["collective-permute"][0] > 0
+
+
 def test_the_config_s_own_batch_and_precise_bn_do_not_matter(config, monkeypatch):
     """A larger batch than precise BN has images would be no legal config of a run."""
     evaluation = dataclasses.replace(config.eval, precise_bn_images=8)
@@ -93,5 +108,5 @@ def test_the_config_s_own_batch_and_precise_bn_do_not_matter(config, monkeypatch
         compilation.Run, "create_train_step", lambda run: seen.append(run.config.global_batch_size)
     )
     target = Target("cpus", ACCELERATORS[0], "cpu", tuple(jax.devices()[:2]))
-    compilation._create_train_step(config, target.mesh, 64)
+    compilation._create_train_step(config, arrange_mesh(target.devices), 64)
     assert seen == [64]

@@ -104,7 +104,7 @@ def test_what_fits_is_said(compiler, capsys):
     text = programs.format_result(result)
     assert f"that fits is {limit - 1} on a device, {2 * (limit - 1)} in all" in text
     assert "nothing was measured" in text
-    assert "compiling for h100:2, 8 images per device" in capsys.readouterr().out
+    assert "compiling for h100:2, a batch of 16" in capsys.readouterr().out
 
 
 def test_a_batch_in_parts_is_tried_in_multiples_of_them(compiler):

@@ -136,6 +136,17 @@ def test_options_that_the_run_does_not_have(workdir, photos, tmp_path):
     assert not (tmp_path / "out").exists()
     with pytest.raises(ValueError, match=r"--scales is \(1\.0, -1\.0\)"):
         Options(scales=(1.0, -1.0))
+    with pytest.raises(ValueError, match="--spatial_devices is 9, but there are 8 devices"):
+        predict(workdir, [photos], tmp_path / "out", Options(spatial_devices=9))
+
+
+@pytest.mark.slow
+def test_devices_that_share_images_predict_the_same(workdir, photos, tmp_path):
+    predict(workdir, [photos], tmp_path / "one")
+    predict(workdir, [photos], tmp_path / "two", Options(spatial_devices=2))
+    for path in (tmp_path / "one").rglob("*.png"):
+        same = read(path) == read(tmp_path / "two" / path.relative_to(tmp_path / "one"))
+        assert same.mean() > 0.999  # rounding may decide between equal classes
 
 
 def test_weights_without_a_run(workdir, photos, tmp_path):

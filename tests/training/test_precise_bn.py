@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from regseg_jax.models.layers import BatchNorm
 from regseg_jax.training.optimizer import create_optimizer
 from regseg_jax.training.precise_bn import PreciseBatchNorm
-from regseg_jax.training.sharding import replicate
+from regseg_jax.training.sharding import arrange_mesh, replicate
 from regseg_jax.training.train_state import TrainState, start_from
 
 
@@ -43,9 +43,10 @@ def _augment(images, labels, rng):
 RNG = jax.random.key(5)
 
 
-@pytest.fixture(scope="module")
-def mesh() -> Mesh:
-    return Mesh(np.array(jax.devices()), ("data",))
+@pytest.fixture(scope="module", params=[1, 2])
+def mesh(request) -> Mesh:
+    """Devices that have whole images or, two by two, share one."""
+    return arrange_mesh(jax.devices(), request.param)
 
 
 @pytest.fixture

@@ -23,6 +23,29 @@ def test_batch_that_does_not_divide_over_devices_is_named():
         sharding.create_mesh(24, accumulation_steps=2)
 
 
+def test_devices_may_share_images():
+    mesh = sharding.create_mesh(6, spatial_devices=4)
+    assert dict(mesh.shape) == {"data": 2, "height": 4}
+    assert set(mesh.devices.flat) == set(jax.devices())
+    arrays = sharding.shard_batch({"label": np.arange(6 * 5).reshape(6, 5)}, mesh)
+    assert {shard.data.shape for shard in arrays["label"].addressable_shards} == {(3, 5)}
+    with pytest.raises(ValueError, match=r"batch_size is 3, .* 2 groups of 4 devices"):
+        sharding.create_mesh(3, spatial_devices=4)
+    with pytest.raises(ValueError, match=r"config\.spatial_devices is 3, .* the 8 devices"):
+        sharding.create_mesh(3, spatial_devices=3)
+    with pytest.raises(ValueError, match=r"--spatial_devices is 9, but there are 8 devices"):
+        sharding.create_height_mesh(9)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "spatial_devices", "expected"),
+    [(16, 1, (8,)), (12, 1, (4, 2)), (9, 1, (1, 8)), (8, 2, (4, 2)), (2, 2, (2, 4))],
+)
+def test_a_batch_of_evaluation_always_divides(batch_size, spatial_devices, expected):
+    mesh = sharding.create_eval_mesh(batch_size, spatial_devices=spatial_devices)
+    assert mesh.devices.shape == expected
+
+
 def test_a_batch_is_split_along_its_first_axis():
     mesh = sharding.create_mesh(16)
     batch = {
