@@ -82,7 +82,7 @@ def test_every_mode_compiles_for_two_devices(config, mode):
     if mode == "inference":
         assert not program.collectives
     else:
-        assert program.collectives["all-reduce"][0] > 0
+        assert "all-reduce" in {collective.kind for collective in program.collectives}
 
 
 @pytest.mark.slow
@@ -90,13 +90,13 @@ def test_devices_that_share_an_image_need_less_memory_each(config):
     def plan(num_devices):
         target = Target("cpus", ACCELERATORS[0], "cpu", tuple(jax.devices()[:num_devices]))
         sharing = dataclasses.replace(config, spatial_devices=num_devices, augment=AugmentConfig())
-        compiled = compile_program(sharing, "inference", target, 1, (256, 512))
+        compiled = compile_program(sharing, "inference", target, 1, (512, 256))
         return plan_memory(compiled)["temporary"], count_program(compiled.as_text())
 
     (one, alone), (four, shared) = plan(1), plan(4)
-    assert four < one / 2
+    assert four < 0.6 * one  # at 1/16 a device has 8 rows of its own and up to 28 of the others
     assert not alone.collectives
-    assert shared.collectives["collective-permute"][0] > 0
+    assert "collective-permute" in {collective.kind for collective in shared.collectives}
 
 
 def test_the_config_s_own_batch_and_precise_bn_do_not_matter(config, monkeypatch):

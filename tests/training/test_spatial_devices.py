@@ -81,7 +81,7 @@ def test_a_training_step(decoder, height, groups, sharing, loss):
     model = RegSeg(_variant(decoder), CLASSES)
     if decoder == "searched":
         model = create_search_model(
-            _variant("decoder12"), CLASSES, jnp.float64, num_branches=2, initial_rate=1.5
+            _variant("decoder12"), CLASSES, jnp.float32, num_branches=2, method="continuous", rate=2
         )
 
     def widen(x: Array) -> np.ndarray:
