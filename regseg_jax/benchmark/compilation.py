@@ -15,13 +15,13 @@ from regseg_jax.config import Config
 from regseg_jax.data.augment import augment
 from regseg_jax.data.sampling import ShuffledEpochs
 from regseg_jax.data.synthetic.scenes import SyntheticScenes
-from regseg_jax.models.folding import fold_batch_norm
+from regseg_jax.models.folding import choose_format, fold_batch_norm
 from regseg_jax.models.regseg import RegSeg
 from regseg_jax.ops.lowerings import use_lowerings
 from regseg_jax.runs import parts
 from regseg_jax.runs.conv_lowerings import read_lowerings
 from regseg_jax.runs.run import Run
-from regseg_jax.training.evaluation import create_image_score_fn
+from regseg_jax.training.evaluation import create_image_classify_fn
 from regseg_jax.training.sharding import BATCH_AXIS, batch_sharded, replicated
 from regseg_jax.training.steps import create_eval_step
 
@@ -65,12 +65,11 @@ def compile_program(
     whole, split = replicated(target.mesh), batch_sharded(target.mesh)
     arguments = [
         jax.tree.map(
-            lambda x, sharding=sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-            tree,
+            lambda x, place=place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place(x)), tree
         )
-        for tree, sharding in (
-            (state, whole),
-            (_describe_batch(config, mode, batch_size, image_size), split),
+        for tree, place in (
+            (state, lambda x: whole if mode == "train" else choose_format(x, whole)),
+            (_describe_batch(config, mode, batch_size, image_size), lambda _: split),
         )
     ]
     table = read_lowerings(config.conv_lowerings) if config.conv_lowerings else None
@@ -125,21 +124,21 @@ def _create_train_step(config: Config, mesh: Mesh, batch_size: int) -> tuple[Cal
 def _create_evaluation(config: Config, mesh: Mesh, batch_size: int) -> tuple[Callable, object]:
     """As `Evaluator.create` makes it."""
     model = parts.create_run_model(config)
-    step = create_eval_step(model, create_image_score_fn(model, config.eval), mesh)
+    step = create_eval_step(model, create_image_classify_fn(model, config.eval), mesh)
     jitted = jax.jit(step, out_shardings=(batch_sharded(mesh), replicated(mesh)))
     return jitted, _abstract_variables(model)
 
 
 def _create_inference(config: Config, mesh: Mesh, batch_size: int) -> tuple[Callable, object]:
     model = parts.create_run_model(config)
-    score_fn = create_image_score_fn(model, config.eval)
+    classify_fn = create_image_classify_fn(model, config.eval)
 
     @functools.partial(  # by hand: the partitioner gathers grouped convolutions
         jax.shard_map, mesh=mesh, in_specs=(P(), P(BATCH_AXIS)), out_specs=P(BATCH_AXIS)
     )
     def infer(variables: dict, batch: dict) -> jax.Array:
         images = batch["image"]
-        return score_fn(variables, images, images.shape[1:3]).argmax(-1).astype(jnp.uint8)
+        return classify_fn(variables, images, images.shape[1:3])
 
     return jax.jit(infer), _abstract_variables(model)
 

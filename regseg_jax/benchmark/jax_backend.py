@@ -19,7 +19,7 @@ from regseg_jax.benchmark.workload import (
     Workload,
 )
 from regseg_jax.config import PRECISIONS
-from regseg_jax.models.folding import fold_batch_norm
+from regseg_jax.models.folding import prepare_inference
 from regseg_jax.training.losses import CrossEntropy
 from regseg_jax.training.optimizer import create_optimizer
 from regseg_jax.training.sharding import single_device_mesh
@@ -40,7 +40,7 @@ def prepare_jax(workload: Workload, variables: Any, precision: str) -> Prepared:
 
 def _prepare_inference(workload: Workload, variables: Any) -> Prepared:
     variables, images = jax.device_put((variables, workload.images))
-    variables = fold_batch_norm(variables, workload.model.dtype)
+    variables = prepare_inference(variables, workload.model.dtype)
     infer, seconds, memory_bytes = _compile(
         jax.jit(lambda variables, x: workload.model.apply(variables, x, train=False)),
         *(variables, images),

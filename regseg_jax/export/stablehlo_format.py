@@ -23,6 +23,7 @@ from jax import export
 from regseg_jax.models.folding import fold_batch_norm
 from regseg_jax.models.regseg import RegSeg
 from regseg_jax.models.variants import Variant
+from regseg_jax.ops.upsampled_loss import upsampled_argmax
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -56,8 +57,8 @@ def serialize(
     variables = jax.tree.map(np.asarray, fold_batch_norm(dict(variables), model.dtype))
 
     def predict(images: jax.Array) -> jax.Array:
-        logits = model.apply(variables, images, train=False)
-        return logits.argmax(-1).astype(jnp.uint8) if class_map else logits
+        logits = model.clone(upsample=not class_map).apply(variables, images, train=False)
+        return upsampled_argmax(logits, images.shape[1:3]) if class_map else logits
 
     images = jax.ShapeDtypeStruct(_image_shape(model.variant, size), jnp.float32)
     exported = export.export(jax.jit(predict), platforms=PLATFORMS)(images)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from regseg_jax.models.layers import BatchNorm, Conv, SqueezeExcite
+from regseg_jax.models.layers import BatchNorm, Conv, SqueezeExcite, store_rounded
 from regseg_jax.models.variants import DilationRates
 
 
@@ -120,12 +120,11 @@ class DBlock(nn.Module):
             dtype=self.dtype,
             name="conv2",
         )(y)
-        y = batch_norm("bn2", use_relu=True)(y)
+        y = store_rounded(batch_norm("bn2", use_relu=True)(y))
         # The hidden width follows the block's input, not the 3x3's channels, as in RegNet.
-        y = SqueezeExcite(in_channels // 4, dtype=self.dtype, name="se")(y)
-        y = batch_norm("bn3", use_relu=False)(
-            Conv(self.features, dtype=self.dtype, name="conv3")(y)
-        )
+        scale = SqueezeExcite(in_channels // 4, dtype=self.dtype, name="se")(y)
+        y = Conv(self.features, dtype=self.dtype, name="conv3")(y, scale)
+        y = batch_norm("bn3", use_relu=False)(y)
 
         if self.stride != 1 or in_channels != self.features:
             x = Shortcut(

@@ -134,7 +134,7 @@ class FeatureFusion(nn.Module):
     def __call__(self, x: Array, *, train: bool) -> Array:
         """[B, H, W, C] -> [B, H, W, features]."""
         x = ConvBN(self.features, **_options(self), name="conv")(x, train=train)
-        return x + SqueezeExcite(self.features // 4, dtype=self.dtype, name="se")(x)
+        return x + x * SqueezeExcite(self.features // 4, dtype=self.dtype, name="se")(x)
 
 
 class BisenetDecoder(nn.Module):

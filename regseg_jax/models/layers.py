@@ -45,13 +45,21 @@ class Conv(nn.Module):
     use_pool: bool = False
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """Applies the convolution to [B, H, W, C]."""
+    def __call__(self, x: Array, input_scale: Array | None = None) -> Array:
+        """Applies the convolution to [B, H, W, C], times input_scale [B, 1, 1, C] if given.
+
+        Only convolutions of one group take an input_scale.
+        """
         group_width = self.group_width or x.shape[-1]
         shape = (self.kernel_size, self.kernel_size, group_width, self.features)
         kernel = self.param("kernel", kernel_init, shape)
         groups = x.shape[-1] // group_width
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        if input_scale is not None:
+            if x.shape[0] == 1:  # the kernel is smaller than the map
+                kernel *= input_scale.reshape(-1, 1)
+            else:
+                x *= input_scale
         if self.use_pool:
             y = pooled_conv(x, kernel)
         else:
@@ -149,23 +157,27 @@ class ConvBN(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """Channel attention: x * sigmoid(conv(relu(conv(mean of x)))) (paper, figure 2)."""
+    """The scales of channel attention: sigmoid(conv(relu(conv(mean of x)))) (paper, figure 2)."""
 
     hidden_channels: int
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """[B, H, W, C] -> [B, H, W, C]."""
-        if x.dtype.itemsize == 2:
-            # On GPUs XLA would store the float32 values that it computed, twice as large.
-            x = jax.lax.platform_dependent(
-                x, cuda=jax.lax.optimization_barrier, default=lambda x: x
-            )
+        """[B, H, W, C] -> [B, 1, 1, C] in (0, 1)."""
         scale = global_mean(x)
         scale = Conv(self.hidden_channels, use_bias=True, dtype=self.dtype, name="conv1")(scale)
         scale = Conv(x.shape[-1], use_bias=True, dtype=self.dtype, name="conv2")(nn.relu(scale))
-        return x * nn.sigmoid(scale)
+        return nn.sigmoid(scale)
+
+
+def store_rounded(x: Array) -> Array:
+    """The same, for what is read twice: of half precision XLA would otherwise store on GPUs the
+    float32 values that it computed, twice as large.
+    """
+    if x.dtype.itemsize > 2:
+        return x
+    return jax.lax.platform_dependent(x, cuda=jax.lax.optimization_barrier, default=lambda x: x)
 
 
 def global_mean(x: Array) -> Array:

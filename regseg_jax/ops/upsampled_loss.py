@@ -6,17 +6,22 @@ which makes strips of H / factor rows, and the rows' phases are taken one after 
 fixed mix of two neighbouring strips, and only results without the class axis are kept.
 The gradient computes the strips again. The classes are not the minor axis, which TPUs pad to 128.
 
+In inference rows and columns are mixed at once, but on TPUs: XLA makes that one kernel from the
+small logits to the classes, so that not even strips are stored.
+
 A training step needs `model.clone(upsample=False)`, which returns logits of this kind, and
 `upsampled_pixel_losses(logits, labels)`: the plain, weighted and bootstrapped losses are sums over
 its result. Inference needs `upsampled_argmax(logits, size)`. For sizes that are not multiples of
-the logits', both take the usual way.
+the logits', or that `jax.export` leaves open, both take the usual way.
 """
 
 import functools
+import itertools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from regseg_jax.ops.resize import interpolation_matrix, upsample_bilinear, upsample_by_integer
@@ -50,17 +55,33 @@ def upsampled_argmax(logits: Array, size: tuple[int, int]) -> Array:
       size: height and width of the result.
 
     Returns:
-      i32[B, *size]; the first class if several are the largest.
+      uint8[B, *size]; the first class if several are the largest.
     """
     if not _divides(logits, size):
-        return lax.argmax(upsample_bilinear(_widen(logits), size), 3, jnp.int32)
+        return lax.argmax(upsample_bilinear(_widen(logits), size), 3, jnp.uint8)
+    return lax.platform_dependent(
+        logits,
+        tpu=functools.partial(_classify_by_strips, size=size),
+        default=functools.partial(_classify_at_once, size=size),
+    )
 
-    def compute(logits: Array, upsample_columns: Callable) -> Array:
-        planes = upsample_columns(logits, size[1])
-        rows, phases = _neighbours(planes), _phases(logits, size)
-        return _interleave([lax.argmax(_mix(rows, weights), 1, jnp.int32) for weights in phases])
 
-    return _for_each_platform(compute, logits)
+def _classify_by_strips(logits: Array, size: tuple[int, int]) -> Array:
+    rows = _neighbours(_multiply_columns(logits, size[1]))
+    phases = _phases(logits.shape[1], size[0])
+    return _interleave([lax.argmax(_mix(rows, weights), 1, jnp.uint8) for weights in phases])
+
+
+def _classify_at_once(logits: Array, size: tuple[int, int]) -> Array:
+    (batch, height, width, _), dtype = logits.shape, _widen(logits).dtype
+    padded = jnp.pad(logits, ((0, 0), (1, 1), (1, 1), (0, 0)), "edge").astype(dtype)
+    rows = enumerate(np.array(_phases(height, size[0]), dtype).T)  # 3 times [phases]
+    columns = enumerate(np.array(_phases(width, size[1]), dtype).T)
+    mixed = 0  # [B, h, row phases, w, column phases, K]
+    for (i, row_weights), (j, column_weights) in itertools.product(rows, columns):
+        weights = row_weights[:, None, None, None] * column_weights[:, None]
+        mixed += padded[:, i : i + height, None, j : j + width, None] * weights
+    return lax.argmax(mixed, 5, jnp.uint8).reshape(batch, *size)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -71,7 +92,7 @@ def _pixel_losses(logits: Array, labels: Array, ignore_label: int) -> Array:
 def _forward(logits: Array, labels: Array, ignore_label: int) -> tuple[Array, tuple]:
     def compute(logits: Array, labels: Array, upsample_columns: Callable) -> tuple[Array, Array]:
         rows = _neighbours(upsample_columns(logits, labels.shape[2]))
-        phases = _phases(logits, labels.shape[1:3])
+        phases = _phases(logits.shape[1], labels.shape[1])
         parts = [
             _compute_losses(_mix(rows, weights), part, ignore_label, 1)
             for weights, part in zip(phases, _deinterleave(labels, len(phases)), strict=True)
@@ -91,7 +112,7 @@ def _backward(ignore_label: int, residuals: tuple, cotangents: Array) -> tuple[A
             return _neighbours(upsample_columns(logits, labels.shape[2]))
 
         rows, vjp = jax.vjp(spread, logits)
-        phases = _phases(logits, labels.shape[1:3])
+        phases = _phases(logits.shape[1], labels.shape[1])
         dlosses = jnp.where(labels == ignore_label, 0, dlosses)
         arrays = (_deinterleave(x, len(phases)) for x in (labels, normalizers, dlosses))
         drows = tuple(map(jnp.zeros_like, rows))
@@ -152,9 +173,9 @@ def _interleave_columns(logits: Array, width: int) -> Array:
     return upsample_by_integer(planes, 3, width // planes.shape[3])
 
 
-def _phases(logits: Array, size: tuple[int, int]) -> list[tuple[float, float, float]]:
+def _phases(length: int, upsampled: int) -> list[tuple[float, float, float]]:
     """For each of the result's rows in a row of the logits, the weights of its `_neighbours`."""
-    factor = size[0] // logits.shape[1]
+    factor = upsampled // length
     below = [(phase + 0.5) / factor - 0.5 for phase in range(factor)]  # in (-0.5, 0.5)
     return [(max(-offset, 0.0), 1 - abs(offset), max(offset, 0.0)) for offset in below]
 
@@ -183,7 +204,8 @@ def _deinterleave(x: Array, factor: int) -> list[Array]:
 
 
 def _divides(logits: Array, size: tuple[int, int]) -> bool:
-    return all(length % side == 0 for length, side in zip(size, logits.shape[1:3], strict=True))
+    pairs = list(zip(size, logits.shape[1:3], strict=True))
+    return all(isinstance(side, int) and length % side == 0 for length, side in pairs)
 
 
 def _widen(x: Array) -> Array:

@@ -20,8 +20,9 @@ from regseg_jax.prediction.tiles import Tiling, predict_in_tiles
 T = TypeVar("T")
 U = TypeVar("U")
 
-# (variables, images uint8[B, H, W, 3], size) -> f32[B, *size, num_classes].
+# (variables, images uint8[B, H, W, 3], size) -> f32[B, *size, num_classes], or uint8[B, *size].
 ScoreFn = Callable[[Any, jax.Array, tuple[int, int]], jax.Array]
+ClassifyFn = ScoreFn
 
 # Pixels and images in a batch, at most; the pixels are those of one image of Cityscapes.
 _BATCH_PIXELS = 2**21
@@ -42,6 +43,8 @@ class Predictor:
       variables: of the model.
       tiling: how larger images are cut; None: only very large ones are.
       can_tile: False if score_fn resizes images to one size, so that tiles make no sense.
+      classify_fn: for images that are not cut, see `steps.create_classify_fn`; None: the class of
+        score_fn's highest score.
     """
 
     def __init__(
@@ -50,11 +53,13 @@ class Predictor:
         variables: Any,
         tiling: Tiling | None = None,
         can_tile: bool = True,
+        classify_fn: ClassifyFn | None = None,
     ):
         self._variables, self._tiling, self._can_tile = variables, tiling, can_tile
         self._score = jax.jit(lambda v, images: score_fn(v, images, images.shape[1:3]))
+        classify_fn = classify_fn or (lambda *inputs: score_fn(*inputs).argmax(-1))
         self._classify = jax.jit(
-            lambda v, images: score_fn(v, images, images.shape[1:3]).argmax(-1).astype(jnp.uint8)
+            lambda v, images: classify_fn(v, images, images.shape[1:3]).astype(jnp.uint8)
         )
         self._compiled: dict[tuple[int, int], set[int]] = collections.defaultdict(set)
         if tiling and not can_tile:

@@ -5,7 +5,7 @@ import os
 import pathlib
 from collections.abc import Sequence
 
-from regseg_jax.models.folding import fold_batch_norm
+from regseg_jax.models.folding import prepare_inference
 from regseg_jax.prediction.engine import Failures, Predictor
 from regseg_jax.prediction.images import predict_images
 from regseg_jax.prediction.inputs import find_inputs
@@ -22,7 +22,11 @@ from regseg_jax.prediction.video import VideoWriter, predict_video
 from regseg_jax.runs.parts import create_dataset
 from regseg_jax.runs.trained import Trained, load_run
 from regseg_jax.runtime.packages import require_packages
-from regseg_jax.training.evaluation import EvalConfig, create_image_score_fn
+from regseg_jax.training.evaluation import (
+    EvalConfig,
+    create_image_classify_fn,
+    create_image_score_fn,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +57,14 @@ class Options:
     def create_predictor(self, trained: Trained) -> Predictor:
         """A predictor that does as the run's evaluation, except for these options."""
         config = self.apply(trained.eval_config)
-        score_fn = create_image_score_fn(trained.model, config)
-        variables = fold_batch_norm(trained.variables, trained.model.dtype)
-        return Predictor(score_fn, variables, self.tiling, can_tile=not config.image_size)
+        variables = prepare_inference(trained.variables, trained.model.dtype)
+        return Predictor(
+            create_image_score_fn(trained.model, config),
+            variables,
+            self.tiling,
+            can_tile=not config.image_size,
+            classify_fn=create_image_classify_fn(trained.model, config),
+        )
 
     def apply(self, config: EvalConfig) -> EvalConfig:
         """The run's evaluation with these options."""

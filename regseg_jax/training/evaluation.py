@@ -16,7 +16,7 @@ from regseg_jax.data.augment import resize_and_normalize
 from regseg_jax.data.classes import ClassTable
 from regseg_jax.data.pipeline import Batch, EvalPlan, ProcessShard, create_eval_iterator
 from regseg_jax.data.sources.source import Source
-from regseg_jax.models.folding import fold_batch_norm
+from regseg_jax.models.folding import prepare_inference
 from regseg_jax.models.regseg import RegSeg
 from regseg_jax.reports.pictures import draw_panel
 from regseg_jax.runtime.checks import check_integer, check_number, check_size
@@ -29,7 +29,13 @@ from regseg_jax.training.sharding import (
     replicated,
     shard_batch,
 )
-from regseg_jax.training.steps import ScoreFn, create_eval_step, create_score_fn
+from regseg_jax.training.steps import (
+    ClassifyFn,
+    ScoreFn,
+    create_classify_fn,
+    create_eval_step,
+    create_score_fn,
+)
 
 _DEFAULT_TIMES = 10  # a run is evaluated, unless `eval.every_epochs` is set
 
@@ -80,6 +86,13 @@ def create_preprocess_fn(config: EvalConfig) -> Callable[[jax.Array], jax.Array]
 def create_image_score_fn(model: RegSeg, config: EvalConfig) -> ScoreFn:
     """A function that scores the classes of whole images, see `steps.create_score_fn`."""
     return create_score_fn(
+        model, create_preprocess_fn(config), scales=config.scales, flip=config.flip
+    )
+
+
+def create_image_classify_fn(model: RegSeg, config: EvalConfig) -> ClassifyFn:
+    """A function that classifies the pixels of whole images, see `steps.create_classify_fn`."""
+    return create_classify_fn(
         model, create_preprocess_fn(config), scales=config.scales, flip=config.flip
     )
 
@@ -141,7 +154,7 @@ class Evaluator:
         """
         mesh = create_mesh(config.batch_size, "eval.batch_size")
         eval_step = jax.jit(
-            create_eval_step(model, create_image_score_fn(model, config), mesh),
+            create_eval_step(model, create_image_classify_fn(model, config), mesh),
             out_shardings=(batch_sharded(mesh), replicated(mesh)),
         )
         return cls(eval_step, source, class_table, mesh, config, num_workers, model.dtype)
@@ -155,7 +168,7 @@ class Evaluator:
         Args:
           variables: {"params", "batch_stats"}, on any devices.
         """
-        variables = fold_batch_norm(replicate(variables, self.mesh), self.dtype)
+        variables = prepare_inference(replicate(variables, self.mesh), self.dtype)
         num_images, num_worst = len(self.source), self.config.num_worst
         drawn = set(np.linspace(0, num_images - 1, self.config.num_panels, dtype=int).tolist())
         total, panels = ConfusionMatrix.empty(self.class_table.num_classes), {}

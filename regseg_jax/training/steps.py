@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 from regseg_jax.models.regseg import RegSeg
 from regseg_jax.ops.resize import upsample_bilinear
+from regseg_jax.ops.upsampled_loss import upsampled_argmax
 from regseg_jax.training.losses import CrossEntropy
 from regseg_jax.training.metrics import ConfusionMatrix
 from regseg_jax.training.optimizer import Schedule
@@ -224,6 +225,7 @@ def _unscale(dynamic_scale: DynamicScale, grads: Array) -> tuple[DynamicScale, A
 
 
 ScoreFn = Callable[[dict[str, Any], Array, tuple[int, int]], Array]
+ClassifyFn = ScoreFn  # of the same arguments
 
 
 def create_score_fn(
@@ -268,14 +270,42 @@ def create_score_fn(
     return score_fn
 
 
+def create_classify_fn(
+    model: RegSeg,
+    preprocess_fn: Callable[[Array], Array],
+    *,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+) -> ClassifyFn:
+    """Builds the function that classifies the pixels of whole images.
+
+    Args:
+      model, preprocess_fn, scales, flip: see `create_score_fn`.
+
+    Returns:
+      A function of (variables, images uint8[B, H, W, 3], size) to uint8[B, *size]: the class of
+      the highest score. Of a single input of this size no scores are stored.
+    """
+    score_fn = create_score_fn(model, preprocess_fn, scales=scales, flip=flip)
+
+    def classify_fn(variables: dict[str, Any], images: Array, size: tuple[int, int]) -> Array:
+        inputs = preprocess_fn(images)
+        if tuple(scales) != (1.0,) or flip or inputs.shape[1:3] != size:
+            return lax.argmax(score_fn(variables, images, size), 3, jnp.uint8)
+        logits = model.clone(upsample=False).apply(variables, inputs, train=False)
+        return upsampled_argmax(logits, size)
+
+    return classify_fn
+
+
 def create_eval_step(
-    model: RegSeg, score_fn: ScoreFn, mesh: Mesh
+    model: RegSeg, classify_fn: ClassifyFn, mesh: Mesh
 ) -> Callable[[dict[str, Any], Batch], tuple[Array, ConfusionMatrix]]:
-    """Builds the evaluation step: whole images, scored at the labels' size.
+    """Builds the evaluation step: whole images, classified at the labels' size.
 
     Args:
       model: of the run.
-      score_fn: see `create_score_fn`.
+      classify_fn: see `create_classify_fn`.
       mesh: the devices that batches are split over.
 
     Returns:
@@ -290,13 +320,12 @@ def create_eval_step(
         out_specs=(P(BATCH_AXIS), P()),
     )
     def eval_step(variables: dict[str, Any], batch: Batch) -> tuple[Array, ConfusionMatrix]:
-        scores = score_fn(variables, batch["image"], batch["label"].shape[1:3])
-        predictions = scores.argmax(-1)
+        predictions = classify_fn(variables, batch["image"], batch["label"].shape[1:3])
         confusion_matrix = ConfusionMatrix.from_model_output(
             labels=batch["label"].astype(jnp.int32),
             predictions=predictions,
             num_classes=model.num_classes,
         )
-        return predictions.astype(jnp.uint8), lax.psum(confusion_matrix, BATCH_AXIS)
+        return predictions, lax.psum(confusion_matrix, BATCH_AXIS)
 
     return eval_step

@@ -1,9 +1,13 @@
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.layout import Format, Layout
 
-from regseg_jax.models.folding import fold_batch_norm
+from regseg_jax.models import folding
+from regseg_jax.models.folding import choose_format, fold_batch_norm, prepare_inference
 from regseg_jax.models.regseg import RegSeg
 from regseg_jax.models.variants import DECODERS, Variant
 
@@ -51,6 +55,28 @@ def test_computes_the_same_to_rounding(small_variant, dtype, tolerance):
     infer = jax.jit(lambda variables: model.apply(variables, images, train=False))
     expected, actual = infer(variables), infer(folded)
     assert jnp.sqrt(jnp.square(actual - expected).mean()) <= tolerance * expected.std()
+
+
+def test_kernels_on_gpus_are_kept_as_convolutions_read_them(monkeypatch):
+    gpu = types.SimpleNamespace(device_set=[types.SimpleNamespace(platform="gpu")])
+    monkeypatch.setattr(folding, "Format", lambda *parts: parts)
+    kernel, bias = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((3, 3, 8, 4), (4,)))
+    assert choose_format(kernel, gpu) == (Layout((3, 0, 1, 2)), gpu)
+    assert choose_format(bias, gpu) == gpu
+
+
+def test_the_memory_order_of_kernels_changes_no_value(small_variant, monkeypatch):
+    model, variables, images = create(small_variant, "decoder26", np.float32)
+    infer = jax.jit(lambda variables: model.apply(variables, images, train=False))
+    expected = infer(prepare_inference(variables, jnp.float32))
+
+    def choose(x, sharding):
+        return Format(Layout((3, 0, 1, 2)), sharding) if x.ndim == 4 else sharding
+
+    monkeypatch.setattr(folding, "choose_format", choose)
+    ordered = prepare_inference(variables, jnp.float32)
+    assert ordered["params"]["stem"]["conv"]["kernel"].format.layout.major_to_minor == (3, 0, 1, 2)
+    np.testing.assert_allclose(infer(ordered), expected, rtol=0, atol=1e-5 * expected.std())
 
 
 def test_folded_weights_are_not_trained(small_variant):

@@ -280,7 +280,7 @@ def test_squeeze_excite_equals_torch():
         "conv2": {"kernel": _random(1, 1, 2, 8, seed=3), "bias": _random(8, seed=4)},
     }
     with jax.enable_x64(True):
-        y = jax.jit(layer.apply)({"params": params}, x)
+        y = jax.jit(lambda params, x: x * layer.apply({"params": params}, x))(params, x)
 
     torch_x = _nchw(x)
     scale = torch_x.mean((2, 3), keepdim=True)
@@ -291,6 +291,16 @@ def test_squeeze_excite_equals_torch():
             )
         )
     np.testing.assert_allclose(y, _nhwc(torch_x * scale), rtol=1e-12)
+
+
+def test_a_scaled_input_gives_one_image_what_it_gives_each_of_several():
+    layer = Conv(4, dtype=jnp.float64)
+    x, scale, kernel = _random(2, 3, 5, 8), _random(2, 1, 1, 8, seed=1), _random(1, 1, 8, 4, seed=2)
+    with jax.enable_x64(True):
+        convolve = jax.jit(lambda x, *scale: layer.apply({"params": {"kernel": kernel}}, x, *scale))
+        expected = convolve(x * scale)
+        np.testing.assert_allclose(convolve(x, scale), expected, rtol=1e-12)
+        np.testing.assert_allclose(convolve(x[1:], scale[1:]), expected[1:], rtol=1e-12, atol=1e-15)
 
 
 def test_global_mean_does_not_overflow_in_half_precision():

@@ -80,24 +80,28 @@ def test_far_logits_do_not_overflow():
     np.testing.assert_allclose(losses, _upsample_and_compute(logits, labels), rtol=1e-6)
 
 
+@pytest.mark.parametrize("form", ["_classify_at_once", "_classify_by_strips"])
 @pytest.mark.parametrize("name", SIZES)
-def test_classes_equal_those_of_the_upsampled_logits(name):
+def test_classes_equal_those_of_the_upsampled_logits(name, form, monkeypatch):
+    monkeypatch.setattr(upsampled_loss, "_classify_at_once", getattr(upsampled_loss, form))
     logits, labels = _inputs(name, np.float32)
     classes = jax.jit(lambda x: upsampled_argmax(x, labels.shape[1:3]))(logits)
-    assert classes.dtype == jnp.int32
+    assert classes.dtype == jnp.uint8
     expected = upsample_bilinear(logits, labels.shape[1:3]).argmax(-1)
     np.testing.assert_array_equal(classes, expected)
+
+
+def test_the_classes_need_no_upsampled_logits():
+    logits = jax.ShapeDtypeStruct((2, 8, 16, 19), jnp.float32)
+    compiled = jax.jit(lambda x: upsampled_argmax(x, (32, 64))).lower(logits).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 2 * 32 * 64 * 19 * 4 / 2
 
 
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
 def test_no_array_is_as_large_as_the_upsampled_logits(platform):
     logits, labels = _inputs("4", np.float32)
 
-    def loss_fn(logits):
-        losses = upsampled_pixel_losses(logits, labels).sum()
-        return losses, upsampled_argmax(logits, labels.shape[1:3])
-
-    gradient = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
+    gradient = jax.jit(jax.grad(lambda logits: upsampled_pixel_losses(logits, labels).sum()))
     text = jax.export.export(gradient, platforms=[platform])(logits).mlir_module()
     assert f"tensor<2x6x3x{labels.shape[2]}xf32>" in text  # a strip
     sizes = [

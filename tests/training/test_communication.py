@@ -24,7 +24,7 @@ from regseg_jax.training.optimizer import create_learning_rate_fn, create_optimi
 from regseg_jax.training.precise_bn import create_add_batch
 from regseg_jax.training.rate_search import ContinuousSearch, create_search_model, searched_layers
 from regseg_jax.training.sharding import batch_sharded, replicated
-from regseg_jax.training.steps import create_eval_step, create_score_fn, create_train_step
+from regseg_jax.training.steps import create_classify_fn, create_eval_step, create_train_step
 from regseg_jax.training.train_state import create_train_state
 
 LEARNING_RATE_FN = create_learning_rate_fn(0.05, 10, 2)
@@ -154,7 +154,7 @@ def test_the_search_of_dilation_rates_sends_nothing_else(variant, mesh):
 
 
 def test_evaluation_sends_its_counts(model, mesh):
-    eval_step = create_eval_step(model, create_score_fn(model, normalize), mesh)
+    eval_step = create_eval_step(model, create_classify_fn(model, normalize), mesh)
     counts = _count_collectives(eval_step, _variables(model, mesh), _batch(mesh))
     assert counts == {"all-reduce": 1}
 

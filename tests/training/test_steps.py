@@ -22,6 +22,7 @@ from regseg_jax.training.sharding import replicate, replicated, shard_batch
 from regseg_jax.training.steps import (
     AugmentFn,
     augment_batch,
+    create_classify_fn,
     create_eval_step,
     create_score_fn,
     create_train_step,
@@ -281,7 +282,7 @@ def test_eval_step_scores_at_the_labels_size_and_ignores(model, initial_state, b
     labels[-1] = 255  # a whole image, as evaluation's fillers are
     mesh = _mesh(8)
     eval_step = jax.jit(
-        create_eval_step(model, create_score_fn(model, preprocess), mesh),
+        create_eval_step(model, create_classify_fn(model, preprocess), mesh),
         compiler_options=QUICK_COMPILATION,
     )
     predictions, matrix = eval_step(
