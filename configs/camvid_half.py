@@ -25,5 +25,4 @@ def get_config() -> ConfigDict:
     config.augment.min_shorter_side = 90
     config.augment.max_shorter_side = 360
     config.eval.image_size = (180, 240)
-    config.eval.every_epochs = 5
     return config

@@ -16,4 +16,5 @@ def get_config() -> ConfigDict:
     config = load_recipe("camvid_half")
     config.search.enabled = True
     config.search.warmup_steps = 135
+    config.search.max_rate = 12  # maps at 1/16 are 12 x 15
     return config

@@ -15,6 +15,7 @@ def get_config() -> ConfigDict:
     """100 epochs, a tenth of the paper's training; dilation rates move after its warm-up."""
     config = load_recipe("cityscapes")
     config.num_epochs = 100
+    config.eval.every_epochs = 10
     config.search.enabled = True
     config.search.learning_rate = 0.01  # 37,100 steps
     config.search.warmup_steps = 3000

@@ -38,5 +38,4 @@ def get_config() -> ConfigDict:
     config.augment.min_shorter_side = 72  # about half to twice the images' shorter side
     config.augment.max_shorter_side = 160
     config.eval.batch_size = 1  # images of different sizes are not batched
-    config.eval.every_epochs = 25
     return config

@@ -30,5 +30,4 @@ def get_config() -> ConfigDict:
     config.augment.min_shorter_side = 96  # scenes come in every scale already
     config.augment.max_shorter_side = 96
     config.eval.batch_size = 10
-    config.eval.every_epochs = 2
     return config

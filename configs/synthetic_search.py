@@ -17,5 +17,6 @@ def get_config() -> ConfigDict:
     config.data.synthetic_train_examples = 1600
     config.search.enabled = True
     config.search.warmup_steps = 60
+    config.search.max_rate = 8
     config.search.tap_width = 3.0
     return config

@@ -8,7 +8,7 @@
 # The data has to be on every host at the same path. The workdir has to be on a shared mount. The
 # hosts need Python 3.11 to 3.13; set PYTHON where theirs is not called python3. What is not
 # committed is not copied. Batches, config.eval.batch_size too, have to divide over all chips.
-# This script was never run.
+# What of this was tried: docs/launch.md.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -21,8 +21,10 @@ if [ -n "$(git status --porcelain)" ]; then
   echo "warning: what is not committed is not copied:" >&2
   git status --short >&2
 fi
-git archive --prefix=regseg_jax/ -o /tmp/regseg_jax.tar HEAD
-gcloud compute tpus tpu-vm scp /tmp/regseg_jax.tar "$tpu": --worker=all --zone="$zone"
+folder=$(mktemp -d)
+trap 'rm -r "$folder"' EXIT
+git archive --prefix=regseg_jax/ -o "$folder/regseg_jax.tar" HEAD
+gcloud compute tpus tpu-vm scp "$folder/regseg_jax.tar" "$tpu": --worker=all --zone="$zone"
 gcloud compute tpus tpu-vm ssh "$tpu" --worker=all --zone="$zone" --command="
   set -e
   tar xf regseg_jax.tar && cd regseg_jax

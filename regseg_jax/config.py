@@ -32,6 +32,7 @@ class Config:
     seed: int = 0
     precision: str = "float32"  # float32, bfloat16, or float16 with dynamic loss scaling
     global_batch_size: int = 8  # over all devices of all processes
+    accumulation_steps: int = 1  # parts that a device takes its images of a batch in
     batch_norm_per_device: bool = False  # statistics of a device's images, not of the batch's
     num_epochs: int = 1000
     conv_lowerings: str = ""  # a table of benchmark.convolutions --tune; "": each platform's own
@@ -50,7 +51,10 @@ class Config:
         variants.get_variant(self.model)
         check_one_of("precision", self.precision, PRECISIONS)
         check_integer("seed", self.seed, at_least=0)
-        for key in ("global_batch_size", "num_epochs", "log_every_steps", "checkpoint_every_steps"):
+        for key in (
+            *("global_batch_size", "accumulation_steps", "num_epochs"),
+            *("log_every_steps", "checkpoint_every_steps"),
+        ):
             check_integer(key, getattr(self, key), at_least=1)
         check_number("ema_decay", self.ema_decay, at_least=0)
         if self.ema_decay >= 1:
@@ -65,6 +69,11 @@ class Config:
     def dtype(self) -> Any:
         """Of the forward and backward passes."""
         return PRECISIONS[self.precision]
+
+    def images_per_batch_norm(self, num_devices: int) -> int:
+        """The images that batch norm's statistics are over in training."""
+        parts = self.accumulation_steps * (num_devices if self.batch_norm_per_device else 1)
+        return self.global_batch_size // parts
 
 
 def create_default_config() -> ConfigDict:

@@ -1,4 +1,4 @@
-"""Describes a model without running it, or a data set before training.
+"""Describes a model without running it, a data set before training, or runs.
 
 The parameters, operations and field of view of each block:
 
@@ -8,6 +8,11 @@ The images, sizes and pixels of each class of the splits that a config trains an
 everything that is wrong with their files, at once; also as `data.json` and a picture, `data.png`:
 
     python -m regseg_jax.describe --config=configs/folder.py --data --output=/tmp/describe
+
+Runs, in progress or complete: a table of their last and best scores, and `runs.png` with the curves
+of all (loss, mean IoU, learning rate, images a second):
+
+    python -m regseg_jax.describe --output=/tmp/describe --runs RUN RUN ...
 """
 
 from collections.abc import Sequence
@@ -21,10 +26,12 @@ from regseg_jax.data.survey import survey_source
 from regseg_jax.models import field_of_view
 from regseg_jax.models.regseg import RegSeg, create_model
 from regseg_jax.reports.charts import draw_field_of_view
+from regseg_jax.reports.curves import draw_curves, format_runs
 from regseg_jax.reports.data_picture import draw_examples
 from regseg_jax.reports.data_table import format_data, summarize_data
 from regseg_jax.reports.model_table import format_description
 from regseg_jax.reports.pictures import save_png
+from regseg_jax.runs.curves import read_curves
 from regseg_jax.runs.parts import create_dataset
 from regseg_jax.runtime.arguments import parse_size
 from regseg_jax.runtime.command import run_command
@@ -74,14 +81,34 @@ def describe_data(config: ConfigDict, output: str | Path) -> None:
         raise ValueError(f"{len(problems)} problems in the data set; the list is above")
 
 
+def describe_runs(workdirs: Sequence[str], output: str | Path) -> None:
+    """Prints a table of the runs' scores, and writes their curves into the folder `output`.
+
+    Raises:
+      ValueError: if a folder holds no run, or one that has logged nothing.
+    """
+    runs = [read_curves(workdir) for workdir in dict.fromkeys(workdirs)]
+    print(format_runs(runs))
+    path = Path(output) / "runs.png"
+    save_png(draw_curves(runs), path)
+    print(f"wrote {path}")
+
+
 def main(argv: Sequence[str]) -> None:
     """Describes what the flags name.
 
     Raises:
-      ValueError: if there is no such model, the data set has a fault, or a size or argument is
-        bad.
+      ValueError: if there is no such model or run, the data set has a fault, or a size or argument
+        is bad.
     """
     values = flags.FLAGS
+    if values.runs:
+        if values.data or values.config is not None:
+            raise ValueError("--runs describes runs alone; leave out --data and --config")
+        if not argv:
+            raise ValueError("--runs needs the folders of runs: --runs RUN RUN ...")
+        describe_runs(argv, values.output)
+        return
     if argv:
         raise ValueError(f"unexpected arguments {argv}; flags start with --")
     if values.data:
@@ -103,6 +130,7 @@ def run() -> None:
     flags.DEFINE_integer("num_classes", 19, "Classes of the model's output.")
     flags.DEFINE_string("size", "1024,2048", "HEIGHT,WIDTH of the image.")
     flags.DEFINE_bool("data", False, "Describe the data set of --config instead of a model.")
+    flags.DEFINE_bool("runs", False, "Describe runs, whose folders are the arguments.")
     config_flags.DEFINE_config_file("config", None, "With --data: the recipe.")
     flags.DEFINE_string("output", ".", "Folder for what is written.")
     run_command(main, "regseg_jax.describe")

@@ -13,7 +13,8 @@ from absl import flags
 
 from regseg_jax.prediction.outputs import Drawing
 from regseg_jax.prediction.tiles import parse_tiling
-from regseg_jax.runs.predict import Options, Trained, predict, predict_split
+from regseg_jax.runs.predict import Options, predict, predict_split
+from regseg_jax.runs.trained import Trained
 from regseg_jax.runtime.command import run_command
 
 

@@ -11,6 +11,7 @@ import time
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import pytest
 
 TESTS = pathlib.Path(__file__).parent
 NUM_STEPS = 12  # of a run without overrides
@@ -46,16 +47,18 @@ def start_two(workdir: pathlib.Path, *overrides: str) -> list[subprocess.Popen]:
 
 
 def finish(process: subprocess.Popen) -> tuple[str, str]:
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
     return out, err
 
 
-def wait_for(condition, process: subprocess.Popen, seconds: float = 200) -> None:
+def wait_for(condition, process: subprocess.Popen, seconds: float = 600) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < end, "waited in vain"
+        if time.monotonic() > end:
+            kill(process)
+            pytest.fail("waited in vain")
         time.sleep(0.002)
 
 

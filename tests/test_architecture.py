@@ -58,6 +58,7 @@ LAYERS = {
     "ops.conv": {"ops.lowerings"},
     "ops.lowerings": set(),
     "ops.pooled_conv": {"ops.conv", "ops.resize"},
+    "ops.relaxed_conv": {"ops.continuous_conv"},
     "ops.resize": set(),
     "ops.sample": set(),
     "ops.upsampled_loss": {"ops.resize"},
@@ -78,7 +79,7 @@ LAYERS = {
     "models.field_of_view": {"models.variants"},
     "models.searched_conv": {
         *("models.blocks", "models.layers", "models.variants"),
-        "ops.continuous_conv",
+        *("ops.continuous_conv", "ops.relaxed_conv"),
     },
     "training.losses": {"ops.upsampled_loss", "runtime.checks"},
     "training.metrics": set(),
@@ -88,14 +89,25 @@ LAYERS = {
 PLACES = {
     "orbax": ("training.checkpoints",),
     "ml_collections": (
-        *("config", "describe", "main", "import_torch", "runs.train", "runs.run", "runs.evaluate"),
-        *("search.compare", "benchmark.input", "benchmark.programs", "runtime.recipes"),
+        *(
+            "config",
+            "describe",
+            "main",
+            "import_torch",
+            "pack",
+            "runs.train",
+            "runs.run",
+            "runs.evaluate",
+        ),
+        *("search.compare", "runtime.recipes"),
+        *("benchmark.formats", "benchmark.input", "benchmark.programs"),
     ),
     "torch": ("export", "weights.torch_files"),
     "safetensors": ("weights.safetensors_files",),
     "onnx": ("export",),
     "onnxruntime": ("export",),
     "grain": ("data.pipeline",),
+    "array_record": ("data.pack", "data.sources.packed"),
     "av": ("prediction.video",),
     "tensorboardX": ("reports.metric_writer",),
     "tensorflow": (),
@@ -109,7 +121,7 @@ FLOORS = (
     ("prediction", "training"),
     ("config",),
     ("runs",),
-    ("export", "main", "predict", "describe", "import_torch"),
+    ("export", "main", "predict", "describe", "import_torch", "pack"),
     ("benchmark",),
     ("search",),  # experiments: commands alone
 )

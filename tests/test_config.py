@@ -82,7 +82,7 @@ def test_unknown_key_raises(config):
         ("folder.image_dir", "{city}", r"config\.folder\.image_dir is '\{city\}'; the only field"),
         ("data.class_uniform_share", 1.5, r"share is 1\.5; set a fraction from 0 to 1"),
         ("folder.label_format", "png", r"config\.folder\.label_format is 'png'; use one of ids, "),
-        ("eval.every_epochs", 0, r"config\.eval\.every_epochs is 0"),
+        ("eval.every_epochs", -1, r"config\.eval\.every_epochs is -1"),
         (
             "augment.crop_size",
             (768,),

@@ -30,6 +30,15 @@ def test_every_recipe_is_legal(name):
         create_run_model(parsed)
 
 
+@pytest.mark.parametrize("name", FILES)
+def test_every_recipe_is_evaluated_at_least_ten_times(name):
+    config = parse_config(_load(name))
+    num_steps = 10 * config.num_epochs
+    due = [step for step in range(1, num_steps + 1) if config.eval.is_due(step, num_steps, 10)]
+    assert len(due) >= 10
+    assert due[-1] == num_steps
+
+
 CITYSCAPES = {
     "data.source": "cityscapes",
     "data.eval_split": "val",

@@ -10,8 +10,10 @@ import pytest
 from PIL import Image
 
 from regseg_jax import describe
-from regseg_jax.config import create_default_config
+from regseg_jax.config import Config, create_default_config, flatten_config
 from regseg_jax.models.regseg import create_model
+from regseg_jax.reports.metric_writer import MetricWriter
+from regseg_jax.runtime.files import write_json
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -116,3 +118,38 @@ def test_command_on_a_folder_without_splits(tmp_path):
     for split in ("train", "val"):
         assert f"  {split}: there is no folder {tmp_path}/{split}/images" in result.stdout
     assert (tmp_path / "data.json").exists()
+
+
+def _write_run(folder: pathlib.Path, *scores: float) -> pathlib.Path:
+    write_json(folder / "config.json", flatten_config(Config()))
+    with MetricWriter(folder) as writer:
+        for i, score in enumerate(scores, 1):
+            writer.write_scalars(10 * i, {"train/loss": 1 / i, "train/images_per_second": 5})
+            writer.write_scalars(10 * i, {"val/mean_iou": score})
+    return folder
+
+
+def test_runs_are_compared(tmp_path, capsys):
+    runs = [_write_run(tmp_path / "a", 0.25, 0.5, 0.375), _write_run(tmp_path / "b", 0.75)]
+    describe.describe_runs(list(map(str, runs)), tmp_path / "out")
+    _, _, *rows, last = capsys.readouterr().out.splitlines()
+    assert [row.split() for row in rows] == [
+        [str(runs[0]), "30", "0.3333", "5.0", "val", "3", "37.50", "50.00", "20"],
+        [str(runs[1]), "10", "1.0000", "5.0", "val", "1", "75.00", "75.00", "10"],
+    ]
+    assert last == f"wrote {tmp_path / 'out' / 'runs.png'}"
+    with Image.open(tmp_path / "out" / "runs.png") as picture:
+        assert picture.mode == "RGB"
+
+
+def test_folders_that_are_no_runs_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="nowhere holds no run"):
+        describe.describe_runs([str(_write_run(tmp_path / "a", 0.5)), "nowhere"], tmp_path)
+    with pytest.raises(ValueError, match=r"metrics.jsonl has no records: the run was imported"):
+        describe.describe_runs([str(_write_run(tmp_path / "b"))], tmp_path)
+    assert not (tmp_path / "runs.png").exists()
+
+
+def test_flags_may_follow_the_runs(tmp_path):
+    result = _describe("--runs", _write_run(tmp_path / "a", 0.5), f"--output={tmp_path}")
+    assert result.stdout.splitlines()[-1] == f"wrote {tmp_path / 'runs.png'}"

@@ -46,7 +46,7 @@ def workdir(recipe, tmp_path_factory) -> pathlib.Path:
     return workdir
 
 
-def test_evaluation_prints_the_best_score_of_training(workdir, recipe):
+def test_evaluation_prints_the_best_score_of_training(workdir, recipe, tmp_path):
     out, _ = finish(
         start(
             *("regseg_jax.main", "--mode=eval", f"--config={recipe}", f"--workdir={workdir}"),
@@ -59,6 +59,22 @@ def test_evaluation_prints_the_best_score_of_training(workdir, recipe):
     assert scores.keys() == {6, 12}
     assert scores[step] == max(scores.values())
     assert find_mean_iou(out) == f"{100 * scores[step]:.2f}"
+
+    exported = tmp_path / "a.safetensors"
+    finish(
+        start(
+            *("regseg_jax.export", f"--workdir={workdir}", "--format=safetensors"),
+            f"--output={exported}",
+        )
+    )
+    out, _ = finish(
+        start(
+            *("regseg_jax.main", "--mode=eval", f"--config={recipe}", "--config.seed=3"),
+            *(f"--weights={exported}", f"--workdir={tmp_path / 'pictures'}"),
+        )
+    )
+    assert find_mean_iou(out) == f"{100 * scores[step]:.2f}"
+    assert any((tmp_path / "pictures" / "evaluation").iterdir())
 
 
 def test_a_prediction_is_the_exported_models(workdir, tmp_path):

@@ -17,7 +17,7 @@ import pytest
 from golden import author, distil
 
 from regseg_jax.models.regseg import create_model
-from regseg_jax.training.losses import cross_entropy
+from regseg_jax.training.losses import CrossEntropy
 from regseg_jax.weights.names import from_torch, to_torch
 
 IMAGES, LABELS = author.create_inputs()
@@ -69,7 +69,7 @@ def test_training_step_in_float64(name):
             train=True,
             mutable=["batch_stats"],
         )
-        loss = cross_entropy(logits, LABELS.astype(np.int32))
+        loss = CrossEntropy()(logits, LABELS.astype(np.int32))
         return loss, (logits, updates["batch_stats"])
 
     with jax.enable_x64(True):

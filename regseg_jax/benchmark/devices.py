@@ -4,6 +4,11 @@ Sources: NVIDIA's data sheets and architecture white papers (Turing, Ampere GA10
 the table of compute capabilities in its CUDA programming guide; Google Cloud's pages of each TPU
 version. Peaks are dense, in TFLOP/s of the matrix units with float32 sums. From the A100 on,
 float32 is TF32, which both frameworks use for convolutions by default.
+
+Of links: NVLink's bandwidth from the same data sheets, its latencies from the tuning model of NCCL
+2.19 (`src/graph/tuning.cc`: ring, LL protocol, NVLink); the TPUs' bandwidth from Google Cloud's
+pages (both directions of all ports of a chip), their microsecond a hop from "How to Scale Your
+Model" (jax-ml.github.io/scaling-book).
 """
 
 import dataclasses
@@ -32,6 +37,21 @@ class ComputeUnits:
 
 
 @dataclasses.dataclass(frozen=True)
+class Link:
+    """Between devices.
+
+    Attributes:
+      bandwidth: bytes/s in one direction: of all of a GPU's NVLinks, or of one port of a TPU chip.
+      base_us: microseconds that a collective takes to start.
+      hop_us: microseconds from one device to the next.
+    """
+
+    bandwidth: float
+    base_us: float
+    hop_us: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Accelerator:
     """A GPU, or a TPU chip.
 
@@ -44,6 +64,7 @@ class Accelerator:
         do in a cycle.
       peaks: TFLOP/s by precision.
       units: None for a TPU.
+      link: to the next device; None if it is not known here.
     """
 
     name: str
@@ -53,6 +74,7 @@ class Accelerator:
     clock_ghz: float
     peaks: dict[str, float]
     units: ComputeUnits | None = None
+    link: Link | None = None
 
 
 def _half(peak: float) -> dict[str, float]:
@@ -62,6 +84,7 @@ def _half(peak: float) -> dict[str, float]:
 _HOPPER_PEAKS = {"float32": 495, **_half(989)}
 _AMPERE_PEAKS = {"float32": 156, **_half(312)}
 _GIB = 2**30
+_NVLINK3, _NVLINK4 = Link(300e9, 6.6, 0.6), Link(450e9, 6.6, 0.6)
 
 # The first pattern that is found counts.
 ACCELERATORS = (
@@ -84,11 +107,13 @@ ACCELERATORS = (
         *("a100-40gb", r"\bA100\b.*40GB", 40_960 * 2**20, 1555e9, 1.41),
         _AMPERE_PEAKS,
         ComputeUnits((8, 0), 108, 64, 2048, 164, 40),
+        _NVLINK3,
     ),
     Accelerator(  # 80 GB, SXM
         *("a100", r"\bA100\b", 85_100_068_864, 2039e9, 1.41),
         _AMPERE_PEAKS,
         ComputeUnits((8, 0), 108, 64, 2048, 164, 40),
+        _NVLINK3,
     ),
     Accelerator(
         *("h100-pcie", r"\bH100 PCIe\b", 81_559 * 2**20, 2039e9, 1.755),
@@ -99,15 +124,23 @@ ACCELERATORS = (
         *("h100", r"\bH100\b", 84_942_979_072, 3352e9, 1.98),
         _HOPPER_PEAKS,
         ComputeUnits((9, 0), 132, 128, 2048, 228, 50),
+        _NVLINK4,
     ),
     Accelerator(
         *("h200", r"\bH200\b", 143_771 * 2**20, 4800e9, 1.98),
         _HOPPER_PEAKS,
         ComputeUnits((9, 0), 132, 128, 2048, 228, 50),
+        _NVLINK4,
     ),
     Accelerator("v4", r"\bTPU v4\b", 32 * _GIB, 1228e9, 1.05, {"bfloat16": 275}),
-    Accelerator("v5e", r"\bTPU v5 lite\b", 16 * _GIB, 819e9, 1.5, {"bfloat16": 197}),
-    Accelerator("v5p", r"\bTPU v5p?\b", 95 * _GIB, 2765e9, 1.75, {"bfloat16": 459}),
+    Accelerator(
+        *("v5e", r"\bTPU v5 lite\b", 16 * _GIB, 819e9, 1.5, {"bfloat16": 197}),
+        link=Link(50e9, 0, 1),
+    ),
+    Accelerator(
+        *("v5p", r"\bTPU v5p?\b", 95 * _GIB, 2765e9, 1.75, {"bfloat16": 459}),
+        link=Link(100e9, 0, 1),
+    ),
     Accelerator("v6e", r"\bTPU v6 lite\b", 32 * _GIB, 1640e9, 1.75, {"bfloat16": 918}),
 )
 

@@ -13,9 +13,13 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-_BITS = {"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "bf16": 16}
-_BITS |= {"f16": 16, "s32": 32, "u32": 32, "f32": 32, "s64": 64, "u64": 64, "f64": 64, "c64": 64}
-_BITS |= {"f8e4m3fn": 8, "f8e5m2": 8, "c128": 128}
+from regseg_jax.benchmark.hlo_text import (
+    Computation,
+    Instruction,
+    count_bytes,
+    parse_module,
+    parse_shapes,
+)
 
 COLLECTIVES = (
     *("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all"),
@@ -33,83 +37,6 @@ _NO_ESTIMATE = 10**12  # cycles beyond it, or below 0, stand for "unknown"
 AUGMENTATION, OPTIMIZER, LOSS = "augmentation", "optimizer", "upsampling, loss"
 ENDS, UNNAMED = "input, output", "unnamed"
 PARTS = ("stem", "stage", "decoder", LOSS, AUGMENTATION, OPTIMIZER, ENDS, UNNAMED)  # in this order
-
-
-class Instruction(NamedTuple):
-    """A line of HLO.
-
-    Attributes:
-      name: unique in its computation.
-      shape: of the result, as text.
-      opcode: such as `fusion`.
-      operands: names of other instructions; of a parameter, its number.
-      attributes: the rest of the line.
-    """
-
-    name: str
-    shape: str
-    opcode: str
-    operands: tuple[str, ...]
-    attributes: str
-
-    @property
-    def op_name(self) -> str:
-        """The path of the operation in the JAX function; empty where the compiler added it."""
-        found = re.search(r'op_name="([^"]*)"', self.attributes)
-        return found.group(1) if found else ""
-
-
-Computation = dict[str, Instruction]
-
-_HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
-_LINE = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
-
-
-def parse_module(text: str) -> tuple[dict[str, Computation], str]:
-    """The computations of a module by name, and the entry's name.
-
-    Raises:
-      ValueError: if there is no entry.
-    """
-    computations, entry, current = {}, None, None
-    for line in text.splitlines():
-        if head := _HEAD.match(line):
-            current = computations[head.group(2)] = {}
-            if head.group(1):
-                entry = head.group(2)
-        elif current is not None and (found := _LINE.match(line)):
-            name, shape, opcode, rest = found.groups()
-            end = _find_closing(rest)
-            inside = rest[:end]
-            operands = (inside,) if opcode == "parameter" else re.findall(r"%([\w.\-]+)", inside)
-            current[name] = Instruction(name, shape, opcode, tuple(operands), rest[end:])
-    if entry is None:
-        raise ValueError("this is no HLO: it has no ENTRY computation")
-    return computations, entry
-
-
-def _find_closing(text: str) -> int:
-    """Where the parenthesis closes that was open before text."""
-    depth = 1
-    for found in re.finditer(r"[()]", text):
-        depth += 1 if found.group() == "(" else -1
-        if not depth:
-            return found.start()
-    return len(text)
-
-
-def parse_shapes(shape: str) -> list[tuple[str, tuple[int, ...]]]:
-    """Element type and sides of an array, or of each array of a tuple."""
-    return [
-        (kind, tuple(int(side) for side in sides.split(",") if side))
-        for kind, sides in re.findall(r"\b([a-z]\w*)\[([\d,]*)\]", shape)
-        if kind in _BITS
-    ]
-
-
-def count_bytes(shape: str) -> int:
-    """Of an array, or of all arrays of a tuple."""
-    return sum(math.prod(sides) * _BITS[kind] // 8 for kind, sides in parse_shapes(shape))
 
 
 def find_part(op_name: str) -> str:
@@ -150,17 +77,34 @@ class Cost:
             setattr(self, field.name, value)
 
 
+class Collective(NamedTuple):
+    """Something that devices send each other.
+
+    Attributes:
+      kind: one of `COLLECTIVES`.
+      bytes: that a device ends up with, each time.
+      times: that it runs.
+      beside: the kernels that are scheduled between its start and its end; none for one that the
+        compiler made synchronous.
+    """
+
+    kind: str
+    bytes: int
+    times: int
+    beside: Cost
+
+
 @dataclasses.dataclass
 class Program:
     """What a compiled program does on one device.
 
     Attributes:
       parts: by part, in the order of `PARTS`.
-      collectives: by opcode, how many there are and the bytes that a device ends up with.
+      collectives: in the order of the schedule.
     """
 
     parts: dict[str, Cost]
-    collectives: dict[str, tuple[int, int]]
+    collectives: tuple[Collective, ...]
 
     @property
     def total(self) -> Cost:
@@ -182,36 +126,42 @@ def count_program(text: str) -> Program:
         return (order["stage"], int(stride)) if stride != part else (order[part], 0)
 
     parts = {part: counter.parts[part] for part in sorted(counter.parts, key=key)}
-    return Program(parts, dict(counter.collectives))
+    return Program(parts, tuple(counter.collectives))
 
 
 class _Counter:
     def __init__(self, computations: dict[str, Computation], entry: str):
         self.computations, self.entry = computations, entry
         self.parts = collections.defaultdict(Cost)
-        self.collectives = collections.defaultdict(lambda: (0, 0))
+        self.collectives, self.so_far, self.started = [], Cost(), {}
 
     def visit(self, name: str, times: int) -> None:
         """Adds a computation that runs this many times, and those that it calls."""
         computation = self.computations[name]
         for instruction in computation.values():
-            kind = instruction.opcode.removesuffix("-done").removesuffix("-start")
-            if kind in COLLECTIVES:
-                # What is started counts once, when it is done: then its shape is the result's.
-                if not instruction.opcode.endswith("-start"):
-                    self._add_collective(instruction, kind, times)
-            elif instruction.opcode in ("while", "call", "conditional", "async-start"):
+            opcode = instruction.opcode
+            kind = opcode.removesuffix("-done").removesuffix("-start")
+            if kind in COLLECTIVES and opcode.endswith("-start"):
+                self.started[instruction.name] = dataclasses.replace(self.so_far)
+            elif kind in COLLECTIVES:
+                self._add_collective(instruction, kind, times)
+            elif opcode in ("while", "call", "conditional", "async-start"):
                 runs = times * _find_trip_count(instruction)
                 for called in _find_called(instruction):
                     self.visit(called, runs)
-            elif instruction.opcode not in _FREE:
-                self.parts[find_part(instruction.op_name)].add(
-                    self._count(instruction, computation), times
-                )
+            elif opcode not in _FREE:
+                cost = self._count(instruction, computation)
+                self.parts[find_part(instruction.op_name)].add(cost, times)
+                self.so_far.add(cost, times)
 
     def _add_collective(self, instruction: Instruction, kind: str, times: int) -> None:
-        number, size = self.collectives[kind]
-        self.collectives[kind] = (number + times, size + times * count_bytes(instruction.shape))
+        """Adds one that is done: then its shape is the result's."""
+        beside = Cost()
+        if instruction.opcode.endswith("-done"):
+            beside.add(self.so_far)
+            beside.add(self.started.pop(instruction.operands[0]), -1)
+        size = count_bytes(instruction.shape)
+        self.collectives.append(Collective(kind, size, times, beside))
 
     def _count(self, instruction: Instruction, computation: Computation) -> Cost:
         found = re.search(r'"estimated_cycles":"(-?\d+)"', instruction.attributes)

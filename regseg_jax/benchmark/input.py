@@ -3,14 +3,14 @@
 python -m regseg_jax.benchmark.input --config=configs/cityscapes.py --config.data.data_dir=DATA
 
 The author's way does all of augmentation on the host, in Pillow: decode, resize, crop, flip,
-RandAugment, pad, and normalise in float32. Here the host only decodes, or reads what was decoded
-once. All are timed in one thread of one process, in seconds of CPU time, so that a busy machine
-does not change the figures: images per CPU second are images per second and core. From them follow
-the cores that feed accelerators whose training step takes --step_ms. Then the whole pipeline is
-timed, in seconds on the clock, at each number of --workers.
+RandAugment, pad, and normalise in float32. Here the host only decodes, from the files or from a
+packed folder, or reads what was decoded once. All are timed in one thread of one process, in
+seconds of CPU time, so that a busy machine does not change the figures: images per CPU second are
+images per second and core. From them follow the cores that feed accelerators whose training step
+takes --step_ms. Then the whole pipeline is timed, in seconds on the clock, at each number of
+--workers.
 """
 
-import dataclasses
 import math
 import tempfile
 import time
@@ -27,8 +27,10 @@ from regseg_jax.benchmark.pillow_augment import load_with_pillow
 from regseg_jax.config import parse_config
 from regseg_jax.data.augment import AugmentConfig
 from regseg_jax.data.cache import load_cached
+from regseg_jax.data.pack import pack_sources
 from regseg_jax.data.pipeline import ProcessShard, create_train_iterator
 from regseg_jax.data.sampling import ShuffledEpochs
+from regseg_jax.data.sources.packed import load_packed
 from regseg_jax.data.sources.source import FolderSource, Source
 from regseg_jax.reports.tables import format_table
 from regseg_jax.runs.parts import create_dataset
@@ -46,15 +48,17 @@ def measure_cpu_rate(work: Callable[[int], object], count: int, description: str
 
 
 def compare_ways(source: FolderSource, config: AugmentConfig, num_images: int) -> dict[str, float]:
-    """Images a CPU second by each way; the cache is made in a temporary folder."""
+    """Images a CPU second by each way; cache and packed folder are made in a temporary folder."""
     rng = np.random.default_rng(0)
-    sizes = source.image_sizes and source.image_sizes[:num_images]
-    subset = dataclasses.replace(source, pairs=source.pairs[:num_images], image_sizes=sizes)
+    subset = source.select(range(min(num_images, len(source))))
     with tempfile.TemporaryDirectory() as folder:
         cached = load_cached(folder, "benchmark", subset)
+        pack_sources({"train": subset}, "folder", f"{folder}/packed", shard_bytes=2**28)
+        packed = load_packed(f"{folder}/packed", "train", subset.class_table, "folder")
         ways = {
             "the author's way, in Pillow": lambda i: load_with_pillow(subset.pairs[i], config, rng),
             "decoding alone, as here": subset.__getitem__,
+            "decoding packed files": packed.__getitem__,
             "from the cache, as here": cached.__getitem__,
         }
         return {
@@ -111,7 +115,7 @@ def measure(values: flags.FlagValues) -> dict[str, Any]:
     if not isinstance(source, FolderSource):
         raise ValueError(
             f"config.data.source is {config.data.source!r}, which is not a folder of image "
-            "files; use camvid, cityscapes or folder"
+            "files; use camvid, cityscapes or folder, unpacked"
         )
     rates = compare_ways(source, config.augment, values.num_images)
     images_per_step = values.images_per_step or config.global_batch_size

@@ -20,7 +20,7 @@ from regseg_jax.benchmark.workload import (
 )
 from regseg_jax.config import PRECISIONS
 from regseg_jax.models.folding import prepare_inference
-from regseg_jax.training.losses import cross_entropy
+from regseg_jax.training.losses import CrossEntropy
 from regseg_jax.training.optimizer import create_optimizer
 from regseg_jax.training.sharding import single_device_mesh
 from regseg_jax.training.steps import create_train_step
@@ -71,7 +71,7 @@ def prepare_training(
         model,
         tx,
         learning_rate_fn,
-        loss_fn=cross_entropy,
+        loss_fn=CrossEntropy(),
         augment_fn=lambda images, labels, rng: (images, labels),
         rng=jax.random.key(0),
         mesh=single_device_mesh(),

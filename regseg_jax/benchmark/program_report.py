@@ -5,6 +5,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from PIL import Image
 
+from regseg_jax.benchmark.communication import describe_communication, format_communication
 from regseg_jax.benchmark.hlo import Cost, Program
 from regseg_jax.benchmark.targets import Target
 from regseg_jax.reports.charts import render_figure
@@ -36,16 +37,13 @@ def describe_cost(cost: Cost, target: Target, precision: str) -> dict[str, Any]:
 
 
 def describe_program(program: Program, target: Target, precision: str) -> dict[str, Any]:
-    """The counts of a device as plain data: `parts`, their `total`, and `collectives`."""
+    """The counts of a device as plain data: `parts`, their `total`, collectives."""
     return {
         "parts": {
             name: describe_cost(cost, target, precision) for name, cost in program.parts.items()
         },
         "total": describe_cost(program.total, target, precision),
-        "collectives": {
-            kind: {"number": number, "bytes": size}
-            for kind, (number, size) in program.collectives.items()
-        },
+        **describe_communication(program, target),
     }
 
 
@@ -63,10 +61,7 @@ def format_program(described: dict[str, Any]) -> str:
         if on_tpu:
             cells += [f"{row['cycles'] / 1e6:.2f}", f"{row['cycles_ms']:.2f}"]
         table.append(cells)
-    lines = [format_table(headers, table)]
-    for kind, row in described["collectives"].items():
-        lines.append(f"{kind}: {row['number']}, {row['bytes'] / 1e6:.1f} MB received by a device")
-    return "\n".join(lines if described["collectives"] else [*lines, "no collectives"])
+    return f"{format_table(headers, table)}\n{format_communication(described)}"
 
 
 def format_memory(memory: dict[str, int], limit: int) -> str:

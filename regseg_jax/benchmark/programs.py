@@ -9,6 +9,7 @@ grid such as v5e:2x2; `pip install 'regseg_jax[aot-tpu]'`), and nothing runs it:
 the compiler's plan or estimate, or counted in the program's text. Writes `program.json`,
 `program.png` and `hlo.txt` into DIR. A compilation takes a minute for GPUs, several for TPUs; the
 search for the largest batch that fits compiles a few times more (--max_compilations=1: not at all).
+Training takes a batch in --config.accumulation_steps parts, one after another.
 """
 
 import dataclasses
@@ -94,9 +95,14 @@ def describe(compiler: Compiler, images: int, max_compilations: int) -> dict[str
       ValueError: if not even one image fits.
     """
     target, config = compiler.target, compiler.config
+    parts = _count_parts(config, compiler.mode)  # which have as many images each
     fits, too_large = find_largest_batch(
-        compiler.count_memory, target.memory_limit, images, max_compilations
+        lambda images_per_part: compiler.count_memory(parts * images_per_part),
+        target.memory_limit,
+        images // parts,
+        max_compilations,
     )
+    fits, too_large = parts * fits, too_large and parts * too_large
     if not compiler.first_text:
         raise ValueError(
             f"the compiler for {target.name} fits none of {sorted(compiler.memory)} images on a "
@@ -113,6 +119,7 @@ def describe(compiler: Compiler, images: int, max_compilations: int) -> dict[str
         "precision": config.precision,
         "image_size": compiler.image_size,
         "crop_size": config.augment.crop_size if compiler.mode == "train" else None,
+        "accumulation_steps": parts,
         "images_per_device": counted,
         "memory_limit": target.memory_limit,
         "memory": compiler.memory[counted],
@@ -131,7 +138,8 @@ def format_result(result: dict[str, Any]) -> str:
     """All of it for the terminal."""
     largest, devices = result["largest_images_per_device"], result["devices"]
     fits, too_large = largest["fits"], largest["too_large"]
-    if too_large == fits + 1:
+    parts = result["accumulation_steps"]
+    if too_large == fits + parts:
         verdict = f"the largest batch that fits is {fits} on a device, {fits * devices} in all"
     else:
         below = "" if too_large is None else f", {too_large} are too many"
@@ -139,7 +147,8 @@ def format_result(result: dict[str, Any]) -> str:
     return "\n".join(
         [
             f"{result['model']}, {result['precision']}, {result['mode']}, {result['target']}: "
-            f"{result['images_per_device']} images on each of {devices} devices",
+            f"{result['images_per_device']} images on each of {devices} devices"
+            + (f", {parts} parts one after another" if parts > 1 else ""),
             f"every figure is {NOTE}",
             format_memory(result["memory"], result["memory_limit"]),
             *(verdict, "", format_program(result)),
@@ -151,12 +160,20 @@ def _choose_images(config: Config, mode: str, target: Target, batch_size: int | 
     default = {"train": config.global_batch_size, "evaluation": config.eval.batch_size}
     devices = len(target.devices)
     batch_size = batch_size or default.get(mode, devices)
-    if batch_size % devices:
+    divisor = devices * _count_parts(config, mode)
+    if batch_size % divisor:
+        parts = f"the {devices} devices of {target.name}"
+        if divisor > devices:
+            parts += f" with config.accumulation_steps={config.accumulation_steps} on each"
         raise ValueError(
-            f"the batch of {batch_size} does not divide over the {devices} devices of "
-            f"{target.name}; add --batch_size={-(-batch_size // devices) * devices}"
+            f"the batch of {batch_size} does not divide over {parts}; add "
+            f"--batch_size={-(-batch_size // divisor) * divisor}"
         )
     return batch_size // devices
+
+
+def _count_parts(config: Config, mode: str) -> int:
+    return config.accumulation_steps if mode == "train" else 1
 
 
 def main(argv: list[str]) -> None:

@@ -49,6 +49,17 @@ class Target:
         return len(self.devices) // len({tuple(device.coords) for device in self.devices})
 
     @property
+    def grid(self) -> tuple[int, ...]:
+        """Devices along each axis in which they are linked: one ring of GPUs, a TPU's two or three.
+
+        Axes of a single chip are left out.
+        """
+        if self.platform == "cuda":
+            return (len(self.devices),) if len(self.devices) > 1 else ()
+        sides = (len(set(axis)) for axis in zip(*(x.coords for x in self.devices), strict=True))
+        return tuple(side for side in sides if side > 1)
+
+    @property
     def bandwidth(self) -> float:
         """Of a device's memory, bytes/s."""
         return self.accelerator.bandwidth / self._devices_per_chip

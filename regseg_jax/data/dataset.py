@@ -18,7 +18,8 @@ from regseg_jax.data.sources import holdout
 from regseg_jax.data.sources.cityscapes import load_cityscapes
 from regseg_jax.data.sources.folder import load_folder
 from regseg_jax.data.sources.locations import find_data_dir
-from regseg_jax.data.sources.source import FolderSource, Source, load_camvid
+from regseg_jax.data.sources.packed import has_packed_split, is_packed, load_packed
+from regseg_jax.data.sources.source import FileSource, Source, load_camvid
 from regseg_jax.data.synthetic.scenes import SyntheticScenes
 from regseg_jax.runtime.checks import check_fraction, check_integer, check_one_of, check_size
 from regseg_jax.runtime.packages import require_packages
@@ -142,10 +143,22 @@ class Dataset:
           ValueError: if there is no data set, or files are missing; names them, or says how to get
             it.
         """
-        config, class_table = self.config, self.class_table
-        if config.source == "synthetic":
+        if self.config.source == "synthetic":
             return self._draw_scenes(split)
+        if self.config.source == "folder":
+            return self._hold_out(split, workdir)
+        return self.open_split(split)
+
+    def open_split(self, split: str) -> Source:
+        """The examples of a split as they are on disk, with none held back.
+
+        Raises:
+          ValueError: as `create_source`.
+        """
+        config, class_table = self.config, self.class_table
         data_dir = find_data_dir(config.source, config.data_dir)
+        if is_packed(data_dir):
+            return load_packed(data_dir, split, class_table, config.source)
         match config.source:
             case "camvid":
                 return load_camvid(data_dir, split, class_table)
@@ -160,9 +173,30 @@ class Dataset:
                 from regseg_jax.data.sources.tfds import TfdsCityscapes  # takes seconds to import
 
                 return TfdsCityscapes(data_dir, split, class_table)
-        return self._load_folder(split, workdir)
+        return load_folder(
+            data_dir,
+            split,
+            class_table,
+            image_dir=self.folder.image_dir,
+            label_dir=self.folder.label_dir,
+            image_stem=self.folder.image_stem,
+            label_stem=self.folder.label_stem,
+            label_format=self.folder.label_format,
+        )
 
-    def _load_folder(self, split: str, workdir: str | os.PathLike | None) -> FolderSource:
+    def list_stored_splits(self) -> tuple[str, ...]:
+        """The splits on disk that training and evaluation read."""
+        splits = []
+        for split in (self.config.train_split, self.config.eval_split):
+            if self.config.source != "folder":
+                splits += sorted(_PARTS.get(split, {split}))
+            elif not self.folder.val_fraction or self._has_split(split):
+                splits.append(split)
+            else:
+                splits.append(self.config.train_split)
+        return tuple(dict.fromkeys(splits))
+
+    def _hold_out(self, split: str, workdir: str | os.PathLike | None) -> FileSource:
         data, folder = self.config, self.folder
         if "{split}" not in folder.image_dir and not folder.val_fraction:
             say_once(
@@ -172,10 +206,10 @@ class Dataset:
             )
         splits = (data.train_split, data.eval_split)
         if not folder.val_fraction or split not in splits:
-            return self._load_whole_folder(split)
-        if self._has_folder(data.eval_split):
+            return self.open_split(split)
+        if self._has_split(data.eval_split):
             if split == data.eval_split:
-                return self._load_whole_folder(split)
+                return self.open_split(split)
             raise ValueError(
                 f"config.folder.val_fraction is {folder.val_fraction}, but there is a split "
                 f"{data.eval_split!r} already; set val_fraction to 0, or config.data.eval_split to "
@@ -186,30 +220,20 @@ class Dataset:
                 f"config.folder.val_fraction is {folder.val_fraction}, but train_split and "
                 f"eval_split are both {data.train_split!r}; set config.data.eval_split=val"
             )
-        source = self._load_whole_folder(data.train_split)
+        source = self.open_split(data.train_split)
         train, val = holdout.hold_out(source, self._choose_val_names(source, workdir))
         return train if split == data.train_split else val
 
-    def _has_folder(self, split: str) -> bool:
+    def _has_split(self, split: str) -> bool:
         """Whether a split other than the training split has images of its own."""
-        image_dir = self.folder.image_dir
-        path = pathlib.Path(self.config.data_dir) / image_dir.format(split=split)
+        image_dir, data_dir = self.folder.image_dir, self.config.data_dir
+        if is_packed(data_dir):
+            return split != self.config.train_split and has_packed_split(data_dir, split)
+        path = pathlib.Path(data_dir) / image_dir.format(split=split)
         return "{split}" in image_dir and split != self.config.train_split and path.is_dir()
 
-    def _load_whole_folder(self, split: str) -> FolderSource:
-        return load_folder(
-            self.config.data_dir,
-            split,
-            self.class_table,
-            image_dir=self.folder.image_dir,
-            label_dir=self.folder.label_dir,
-            image_stem=self.folder.image_stem,
-            label_stem=self.folder.label_stem,
-            label_format=self.folder.label_format,
-        )
-
     def _choose_val_names(
-        self, source: FolderSource, workdir: str | os.PathLike | None
+        self, source: FileSource, workdir: str | os.PathLike | None
     ) -> tuple[str, ...]:
         names = holdout.load_names(pathlib.Path(workdir)) if workdir else None
         return names or holdout.choose_names(source, self.folder.val_fraction, self.seed)
@@ -217,7 +241,7 @@ class Dataset:
     def keep_val_split(self, workdir: str | os.PathLike) -> None:
         """Writes `val_split.json`, the names of the images that are held back, if any are."""
         if self.config.source == "folder" and self.folder.val_fraction:
-            source = self._load_whole_folder(self.config.train_split)
+            source = self.open_split(self.config.train_split)
             names = self._choose_val_names(source, workdir)
             holdout.save_names(pathlib.Path(workdir), names, self.folder.val_fraction, self.seed)
 

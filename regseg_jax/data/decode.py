@@ -14,9 +14,8 @@ Labels are not images: `labels.py` reads them as stored.
 
 import io
 import os
-import pathlib
 import struct
-from typing import Literal, NamedTuple
+from typing import BinaryIO, Literal, NamedTuple
 
 import imagecodecs
 import numpy as np
@@ -73,6 +72,29 @@ _PNG_EXIF, _PNG_TEXTS = b"eXIf", (b"iTXt", b"tEXt", b"zTXt")
 _PNG_KEYWORDS = (b"XML:com.adobe.xmp", b"Raw profile type exif")
 
 
+class StoredFile(NamedTuple):
+    """An image or label file inside a larger file.
+
+    Attributes:
+      name: for messages.
+      data: the file's bytes.
+    """
+
+    name: str
+    data: bytes
+
+    def __str__(self) -> str:
+        return self.name
+
+
+ImageFile = str | os.PathLike | StoredFile
+
+
+def open_file(file: ImageFile) -> BinaryIO:
+    """Opens a file to read its bytes."""
+    return io.BytesIO(file.data) if isinstance(file, StoredFile) else open(file, "rb")
+
+
 class OpenedImage(NamedTuple):
     """An image file.
 
@@ -101,7 +123,7 @@ class OpenedImage(NamedTuple):
         return self.image.transpose(turns[self.orientation]) if turned else self.image
 
 
-def load_image(path: str | os.PathLike) -> np.ndarray:
+def load_image(path: ImageFile) -> np.ndarray:
     """Reads an image file as uint8[H, W, 3], upright.
 
     Raises:
@@ -114,7 +136,7 @@ def load_image(path: str | os.PathLike) -> np.ndarray:
     return np.asarray(opened._replace(image=_to_rgb(opened, path)).upright())
 
 
-def read_image_size(path: str | os.PathLike) -> tuple[int, int]:
+def read_image_size(path: ImageFile) -> tuple[int, int]:
     """Height and width of an image file as `load_image` reads it, from its header alone.
 
     Raises:
@@ -127,7 +149,7 @@ def read_image_size(path: str | os.PathLike) -> tuple[int, int]:
     return height, width
 
 
-def open_image(path: str | os.PathLike, load: bool = True) -> OpenedImage:
+def open_image(path: ImageFile, load: bool = True) -> OpenedImage:
     """Opens an image file.
 
     Args:
@@ -140,7 +162,7 @@ def open_image(path: str | os.PathLike, load: bool = True) -> OpenedImage:
     try:
         # From an open file, for what Pillow maps into memory by its name it misreads in TIFF files
         # that are on their side.
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             # Pillow would decode all of a PNG file to look for an orientation.
             may_be_turned = load or not _is_png(file) or _has_png_metadata(file)
             file.seek(0)
@@ -198,7 +220,7 @@ def _has_png_metadata(file: io.BufferedIOBase) -> bool:
     return False
 
 
-def read_plain_png(path: str | os.PathLike, mode: Literal["L", "RGB"]) -> np.ndarray | None:
+def read_plain_png(path: ImageFile, mode: Literal["L", "RGB"]) -> np.ndarray | None:
     """Decodes a PNG of 8 bits a channel in half of Pillow's time.
 
     Returns:
@@ -206,7 +228,8 @@ def read_plain_png(path: str | os.PathLike, mode: Literal["L", "RGB"]) -> np.nda
       one that cannot be read, which Pillow then explains.
     """
     try:
-        data = pathlib.Path(path).read_bytes()
+        with open_file(path) as file:
+            data = file.read()
         if data[:8] != _PNG_SIGNATURE or data[24:26] != _PNG_HEADERS[mode]:
             return None
         if _has_png_metadata(io.BytesIO(data)):
@@ -217,7 +240,7 @@ def read_plain_png(path: str | os.PathLike, mode: Literal["L", "RGB"]) -> np.nda
     return array if array.shape[2:] == _PNG_CHANNELS[mode] else None  # transparency adds one
 
 
-def _to_rgb(opened: OpenedImage, path: str | os.PathLike) -> Image.Image:
+def _to_rgb(opened: OpenedImage, path: ImageFile) -> Image.Image:
     image = opened.image
     if image.mode in _PLAIN_MODES:
         # Taken out of the image, for Pillow warns of what it would do with it.
@@ -245,5 +268,5 @@ def _to_rgb(opened: OpenedImage, path: str | os.PathLike) -> Image.Image:
     )
 
 
-def _say_transparent(path: str | os.PathLike) -> None:
+def _say_transparent(path: ImageFile) -> None:
     say_once("transparency is ignored: the colours stored under it are read", path)

@@ -7,7 +7,13 @@ import numpy as np
 from PIL import Image
 
 from regseg_jax.data.classes import IGNORE_LABEL, UNKNOWN_LABEL, ClassTable
-from regseg_jax.data.decode import OpenedImage, open_image, read_plain_png
+from regseg_jax.data.decode import (
+    ImageFile,
+    OpenedImage,
+    open_file,
+    open_image,
+    read_plain_png,
+)
 
 # One channel of raw label ids, one of training ids, or RGB colours.
 LabelFormat = Literal["ids", "train_ids", "colors"]
@@ -22,7 +28,7 @@ _COLOR_MODES = ("1", "L", "P", "RGB", "RGBA")
 _MAX_LISTED = 8
 
 
-def load_raw_label(path: str, label_format: LabelFormat) -> np.ndarray:
+def load_raw_label(path: ImageFile, label_format: LabelFormat) -> np.ndarray:
     """Reads a label file as stored: no value is scaled, and no EXIF orientation applied.
 
     Returns:
@@ -53,7 +59,7 @@ def load_raw_label(path: str, label_format: LabelFormat) -> np.ndarray:
     return _read_ids(opened, image, path)
 
 
-def _read_ids(opened: OpenedImage, image: Image.Image, path: str) -> np.ndarray:
+def _read_ids(opened: OpenedImage, image: Image.Image, path: ImageFile) -> np.ndarray:
     values = np.asarray(image)
     if image.mode == "1":
         return values.astype(np.uint8)
@@ -72,9 +78,9 @@ def _read_ids(opened: OpenedImage, image: Image.Image, path: str) -> np.ndarray:
     )
 
 
-def _unscale_ppm(values: np.ndarray, path: str) -> np.ndarray:
+def _unscale_ppm(values: np.ndarray, path: ImageFile) -> np.ndarray:
     """Undoes that Pillow scales the values of a PGM file by its largest legal one."""
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         tokens = [
             token for line in file.read(1024).splitlines() for token in line.split(b"#")[0].split()
         ]
@@ -102,7 +108,7 @@ def _join_values(values: list, noun: str) -> str:
 
 
 def to_train_ids(
-    raw: np.ndarray, table: ClassTable, label_format: LabelFormat, path: str
+    raw: np.ndarray, table: ClassTable, label_format: LabelFormat, path: ImageFile
 ) -> np.ndarray:
     """Translates raw label values.
 

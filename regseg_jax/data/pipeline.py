@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import grain
 import numpy as np
+from grain.multiprocessing import SharedMemoryArray
 
 from regseg_jax.data.classes import IGNORE_LABEL
 from regseg_jax.data.sampling import Sampler
@@ -221,6 +222,7 @@ def _iterate(dataset: grain.MapDataset, num_workers: int) -> Iterator[Iterator[B
         del iterator
         if num_workers:
             gc.collect()  # Grain's iterators are in reference cycles, and hold shared memory
+            _wait_for_freed_memory()
 
 
 def _copy_batches(iterator: Iterator[Batch]) -> Iterator[Batch]:
@@ -231,3 +233,12 @@ def _copy_batches(iterator: Iterator[Batch]) -> Iterator[Batch]:
     """
     for batch in iterator:
         yield {name: np.array(array) for name, array in batch.items()}
+
+
+def _wait_for_freed_memory() -> None:
+    """Waits until Grain has freed the shared memory of the arrays that are gone.
+
+    Grain frees it in one thread, in order, which Python's end would cut off.
+    """
+    if SharedMemoryArray._del_thread_pool is not None:
+        SharedMemoryArray._del_thread_pool.apply(int)

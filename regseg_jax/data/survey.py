@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from regseg_jax.data.classes import IGNORE_LABEL, ClassTable
 from regseg_jax.data.labels import format_raw_values
-from regseg_jax.data.sources.source import FolderSource, Source
+from regseg_jax.data.sources.source import FileSource, Source
 
 _MOSTLY_IGNORED = 0.5  # a fraction of the pixels above it is worth a warning
 
@@ -57,7 +57,7 @@ def survey_source(
       keep_going: whether bad examples are collected in `errors`, and raw label values counted.
 
     Raises:
-      ValueError: at the first bad example, as `FolderSource.__getitem__`, or where sizes differ
+      ValueError: at the first bad example, as `FileSource.__getitem__`, or where sizes differ
         that should not; unless keep_going.
     """
     sizes, values = collections.Counter(), collections.Counter()
@@ -126,7 +126,7 @@ def _look(source: Source, index: int, count_values: bool) -> _Look:
 
 
 def _count_values(source: Source, index: int) -> dict:
-    if not isinstance(source, FolderSource):
+    if not isinstance(source, FileSource):
         return {}
     try:
         raw = source.load_raw_label(index)

@@ -4,76 +4,31 @@ python -m regseg_jax.export.agreement --workdir=RUN --output=agreement.json IMAG
 """
 
 import functools
-import io
 import os
-import sys
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from absl import flags
-from jax import export
 from tqdm import tqdm
 
-try:
-    import onnxruntime
-    import torch
-except ImportError as error:
-    sys.exit(f"regseg_jax.export.agreement: error: {error}; pip install -r requirements-dev.txt")
-
 from regseg_jax.data.decode import load_image
-from regseg_jax.export import onnx_format, stablehlo_format, torch_format
-from regseg_jax.export.export import create_run_metadata
-from regseg_jax.export.torch_model import fuse_batch_norm
+from regseg_jax.export.forms import FORMS, REFERENCE, Forward, check_forms, create_forward
 from regseg_jax.prediction.inputs import find_inputs
 from regseg_jax.reports.tables import format_table
-from regseg_jax.runs.counters import load_counters
-from regseg_jax.runs.trained import TrainedRun, load_run
+from regseg_jax.runs.trained import Trained, load_run
 from regseg_jax.runtime.command import run_command
 from regseg_jax.runtime.environment import describe_environment
 from regseg_jax.runtime.files import check_new, write_json
 from regseg_jax.training.evaluation import create_preprocess_fn
 
-Forward = Callable[[np.ndarray], np.ndarray]  # f32[1, H, W, 3] -> f32[1, H, W, num_classes]
+_COMPARED = [form for form in FORMS if not form.startswith("JAX")]
 
 
-def create_forwards(
-    trained: TrainedRun, counters: dict[str, int], size: tuple[int, int]
-) -> dict[str, Forward]:
-    """One function per format; if the format is a file, it runs the file's own bytes.
-
-    Args:
-      trained: the run.
-      counters: see `load_counters`.
-      size: what the files are fixed to, because StableHLO's open sizes are multiples of 32.
-    """
-    metadata = create_run_metadata(trained)
-    model = torch_format.create_trained_torch_model(trained, counters)
-    session = onnxruntime.InferenceSession(
-        onnx_format.serialize(model, metadata, size), providers=["CPUExecutionProvider"]
-    )
-    content = stablehlo_format.serialize(trained.model, trained.variables, metadata, size)
-    with zipfile.ZipFile(io.BytesIO(content)) as file:
-        stablehlo = export.deserialize(bytearray(file.read("model.bin")))
-    return {
-        "PyTorch": functools.partial(_run_torch, model),
-        "PyTorch, batch norm folded": functools.partial(_run_torch, fuse_batch_norm(model)),
-        "ONNX Runtime": functools.partial(_run_onnx, session),
-        "StableHLO": lambda images: np.asarray(stablehlo.call(images)),
-    }
-
-
-def _run_torch(model: torch.nn.Module, images: np.ndarray) -> np.ndarray:
-    with torch.inference_mode():
-        logits = model(torch.tensor(images.transpose(0, 3, 1, 2)))
-    return logits.numpy().transpose(0, 2, 3, 1)
-
-
-def _run_onnx(session: onnxruntime.InferenceSession, images: np.ndarray) -> np.ndarray:
-    feed = {"images": np.ascontiguousarray(images.transpose(0, 3, 1, 2))}
-    return session.run(None, feed)[0].transpose(0, 2, 3, 1)
+def create_forwards(trained: Trained, size: tuple[int, int]) -> dict[str, Forward]:
+    """JAX's and one function per other form, see `forms.create_forward`."""
+    return {form: create_forward(form, trained, size) for form in (REFERENCE, *_COMPARED)}
 
 
 def compare(workdir: str | os.PathLike, paths: Sequence[str | os.PathLike]) -> list[dict[str, Any]]:
@@ -90,22 +45,22 @@ def compare(workdir: str | os.PathLike, paths: Sequence[str | os.PathLike]) -> l
     Raises:
       ValueError: if the run or an image cannot be read, or the run is not of float32.
     """
+    check_forms(_COMPARED)
     images = [entry.path for entry in find_inputs(paths).images]
-    trained = load_run(workdir)
-    if trained.config.precision != "float32":
+    trained = Trained.from_run(load_run(workdir))
+    if trained.model.dtype != np.float32:
         raise ValueError(
-            f"{workdir} computes in {trained.config.precision}: its rounding would hide the "
+            f"{workdir} computes in {np.dtype(trained.model.dtype)}: its rounding would hide the "
             "differences; compare a run of float32"
         )
-    preprocess = jax.jit(create_preprocess_fn(trained.config.eval))
-    infer = jax.jit(functools.partial(trained.model.apply, train=False))
-    counters = load_counters(workdir)
-    forwards_of = functools.lru_cache(functools.partial(create_forwards, trained, counters))
+    preprocess = jax.jit(create_preprocess_fn(trained.eval_config))
+    forwards_of = functools.lru_cache(functools.partial(create_forwards, trained))
     largest, differing, stds = {}, {}, []
     for inputs in tqdm(_prepare(images, preprocess), total=len(images), unit="image", disable=None):
-        reference = np.asarray(infer(trained.variables, inputs))
+        forwards = dict(forwards_of(size=inputs.shape[1:3]))
+        reference = forwards.pop(REFERENCE)(inputs)
         stds.append(reference.std())
-        for name, forward in forwards_of(size=inputs.shape[1:3]).items():
+        for name, forward in forwards.items():
             logits = forward(inputs)
             difference = float(np.abs(logits - reference).max())
             largest[name] = max(largest.get(name, 0.0), difference)

@@ -1,4 +1,4 @@
-"""A run's best checkpoint -> one file to deploy, in any of the formats."""
+"""Trained weights -> one file to deploy, in any of the formats."""
 
 import os
 from typing import Any
@@ -7,9 +7,9 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from regseg_jax.export.state_dict import create_state_dict
-from regseg_jax.runs.counters import load_counters
+from regseg_jax.models.searched_conv import RATES
 from regseg_jax.runs.found import FOUND_FILE
-from regseg_jax.runs.trained import TrainedRun, load_run
+from regseg_jax.runs.trained import Trained, load_run
 from regseg_jax.runtime.files import check_new, replacing
 from regseg_jax.runtime.packages import require_packages
 from regseg_jax.weights import safetensors_files
@@ -27,27 +27,29 @@ DTYPES = ("float32", "float16")
 
 
 def export_run(
-    workdir: str | os.PathLike,
+    workdir: str | os.PathLike | Trained,
     format_name: str,
     output: str | os.PathLike,
     size: tuple[int, int] | None = None,
     *,
     class_map: bool = False,
     dtype: str = "float32",
+    ema: bool = False,
 ) -> None:
-    """Writes the best checkpoint of a run as one file.
+    """Writes the best checkpoint of a run, or a weights file, as one file.
 
     Args:
-      workdir: of a run with a checkpoint.
+      workdir: of a run with a checkpoint; or what was already loaded.
       format_name: one of `FORMATS`.
       output: the file; written atomically.
       size: (height, width) that the file is fixed to; None: any. Not for files of weights.
       class_map: whether the output is the most likely class, not logits. Not for files of weights.
       dtype: one of `DTYPES`, of the weights; safetensors only.
+      ema: whether to write the averaged weights.
 
     Raises:
-      ValueError: if output exists, a package is missing, the run cannot be read, has weights
-        that are not finite or is a search (stablehlo takes one), or the options do not fit.
+      ValueError: if output exists, a package is missing, the run cannot be read, weights are not
+        finite or of a search (stablehlo takes one), or the options do not fit.
     """
     if format_name not in FORMATS:
         raise ValueError(f"--format is {format_name!r}; use one of {', '.join(FORMATS)}")
@@ -63,38 +65,38 @@ def export_run(
         )
     check_new(output)
     require_packages(f"--format={format_name}", FORMATS[format_name])
-    trained = load_run(workdir)
-    if trained.config.search.enabled and format_name != "stablehlo":
-        raise ValueError(
-            f"{workdir} is a search of dilation rates, which are no integers yet; train what it "
-            f"found first: --config.model={workdir}/{FOUND_FILE} and --config.search.enabled=False"
-        )
-    _check_finite(trained)
-    write_new_file(output, _serialize(trained, workdir, format_name, size, class_map, dtype))
+    trained = workdir if isinstance(workdir, Trained) else Trained.from_run(load_run(workdir))
+    trained = trained.with_ema() if ema else trained
+    _check_weights(trained, format_name)
+    write_new_file(output, _serialize(trained, format_name, size, class_map, dtype))
 
 
-def _check_finite(trained: TrainedRun) -> None:
+def _check_weights(trained: Trained, format_name: str) -> None:
     arrays = flatten_dict(trained.variables, sep="/")
+    if format_name != "stablehlo" and any(name.endswith(f"/{RATES}") for name in arrays):
+        raise ValueError(
+            f"{trained.path} is a search of dilation rates, which are no integers yet; train what "
+            f"it found first: --config.model={trained.path}/{FOUND_FILE} and "
+            "--config.search.enabled=False"
+        )
     if broken := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
         raise ValueError(
-            f"the checkpoint of step {trained.step} has NaN or infinity in {', '.join(broken)}; "
-            "export another run"
+            f"{trained.path}: the checkpoint of step {trained.step} has NaN or infinity in "
+            f"{', '.join(broken)}; export another run"
         )
 
 
 def _serialize(
-    trained: TrainedRun,
-    workdir: str | os.PathLike,
+    trained: Trained,
     format_name: str,
     size: tuple[int, int] | None,
     class_map: bool,
     dtype: str,
 ) -> bytes:
     """The file's content. Imports only what the format needs."""
-    metadata = create_run_metadata(trained)
-    counters = load_counters(workdir)
+    metadata = create_trained_metadata(trained)
     if format_name == "safetensors":
-        return safetensors_files.serialize(create_state_dict(trained, counters), metadata, dtype)
+        return safetensors_files.serialize(create_state_dict(trained), metadata, dtype)
     if format_name == "stablehlo":
         from regseg_jax.export import stablehlo_format
 
@@ -103,7 +105,7 @@ def _serialize(
         )
     from regseg_jax.export import torch_format
 
-    model = torch_format.create_trained_torch_model(trained, counters)
+    model = torch_format.create_trained_torch_model(trained)
     if format_name == "torch":
         return torch_format.serialize(model, metadata)
     from regseg_jax.export import onnx_format
@@ -111,12 +113,12 @@ def _serialize(
     return onnx_format.serialize(model, metadata, size, class_map=class_map)
 
 
-def create_run_metadata(trained: TrainedRun) -> dict[str, Any]:
+def create_trained_metadata(trained: Trained) -> dict[str, Any]:
     """What a user of the file needs to know, see `weights.metadata`."""
     return create_metadata(
         trained.model.variant.name,
         trained.class_table,
-        trained.config.eval.image_size,
+        trained.eval_config.image_size,
         trained.step,
     )
 

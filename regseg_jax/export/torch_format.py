@@ -8,14 +8,12 @@ import torch
 
 from regseg_jax.export.state_dict import create_state_dict
 from regseg_jax.export.torch_model import RegSeg, create_torch_model, load_weights
-from regseg_jax.runs.trained import TrainedRun
+from regseg_jax.runs.trained import Trained
 
 
-def create_trained_torch_model(
-    trained: TrainedRun, counters: Mapping[str, int] | None = None
-) -> RegSeg:
-    """The run's model in PyTorch: float32, on the CPU, in evaluation mode."""
-    state_dict = create_state_dict(trained, counters)
+def create_trained_torch_model(trained: Trained) -> RegSeg:
+    """The trained model in PyTorch: float32, on the CPU, in evaluation mode."""
+    state_dict = create_state_dict(trained)
     model = create_torch_model(trained.model.variant.name, trained.model.num_classes).eval()
     load_weights(model, {name: torch.tensor(array) for name, array in state_dict.items()})
     return model

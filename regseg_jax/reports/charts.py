@@ -1,9 +1,8 @@
-"""Charts: a run's curves, the IoU of each class, a model's field of view."""
+"""Charts: the IoU of each class, a model's field of view; curves.py has those of runs."""
 
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
@@ -11,36 +10,6 @@ from PIL import Image
 from regseg_jax.data.classes import ClassTable
 from regseg_jax.models import field_of_view
 from regseg_jax.models.field_of_view import LayerFieldOfView
-
-
-def draw_curves(records: Sequence[dict], split: str) -> Image.Image:
-    """Charts training loss, learning rate and the mean IoU of a split over the steps.
-
-    Args:
-      records: dicts with `step` and any of `train/loss`, `train/learning_rate` and
-        `SPLIT/mean_iou` (in [0, 1]), in the order of steps, as `metric_writer.read_metrics`
-        returns them. A value of None leaves a gap. The best mean IoU is marked.
-      split: the evaluation's name, such as `val`.
-
-    Returns:
-      An RGB picture of 1000 x 900 pixels.
-    """
-    figure = Figure(figsize=(10, 9), dpi=100, layout="constrained")
-    axes = figure.subplots(3, 1, sharex=True, height_ratios=(3, 1.5, 3))
-    loss_axes, learning_rate_axes, iou_axes = axes
-    _plot_series(loss_axes, *_series(records, "train/loss"), color="tab:blue")
-    _plot_series(learning_rate_axes, *_series(records, "train/learning_rate"), color="tab:orange")
-    steps, mean_iou = _series(records, f"{split}/mean_iou")
-    _plot_series(iou_axes, steps, 100 * mean_iou, color="tab:green")
-    if np.isfinite(mean_iou).any():
-        best = np.nanargmax(mean_iou)
-        iou_axes.axhline(100 * mean_iou[best], color="tab:green", linestyle=":", linewidth=1)
-        iou_axes.set_title(f"best {100 * mean_iou[best]:.2f} at step {steps[best]}", fontsize=11)
-    loss_axes.set_ylabel("training loss")
-    learning_rate_axes.set_ylabel("learning rate")
-    iou_axes.set_ylabel(f"mean IoU, {split} (%)")
-    iou_axes.set_xlabel("step")
-    return render_figure(figure)
 
 
 def draw_class_iou(iou_per_class: np.ndarray, class_table: ClassTable) -> Image.Image:
@@ -85,22 +54,6 @@ def draw_class_iou(iou_per_class: np.ndarray, class_table: ClassTable) -> Image.
         axes.axvline(mean_iou, color="black", linestyle=":", linewidth=1)
         axes.set_title(f"mean IoU {mean_iou:.2f} over {present.sum()} classes")
     return render_figure(figure)
-
-
-def _series(records: Sequence[dict], key: str) -> tuple[np.ndarray, np.ndarray]:
-    """The steps that have `key`, and its values as floats, NaN for None."""
-    pairs = [(record["step"], record[key]) for record in records if key in record]
-    steps = np.array([step for step, _ in pairs], np.int64)
-    return steps, np.array([value for _, value in pairs], np.float64)
-
-
-def _plot_series(axes: Axes, steps: np.ndarray, values: np.ndarray, color: str) -> None:
-    axes.grid(alpha=0.3)
-    if np.isfinite(values).any():
-        marker = "o" if len(steps) <= 100 else None  # so that a lone value is seen
-        axes.plot(steps, values, color=color, linewidth=1.5, marker=marker, markersize=4)
-    else:
-        axes.text(0.5, 0.5, "no values yet", transform=axes.transAxes, ha="center", va="center")
 
 
 def draw_field_of_view(

@@ -6,7 +6,7 @@ from typing import Any
 from regseg_jax.data.class_weights import RULES, compute_class_weights
 from regseg_jax.data.classes import ClassTable
 from regseg_jax.data.labels import list_known_values
-from regseg_jax.data.sources.source import FolderSource, Source
+from regseg_jax.data.sources.source import FileSource, Source
 from regseg_jax.data.survey import Survey, find_warnings
 from regseg_jax.reports.tables import format_table
 
@@ -58,7 +58,7 @@ def summarize_data(
         "problems": list(problems),
     }
     for split, source in sources.items():
-        if isinstance(source, FolderSource):
+        if isinstance(source, FileSource):
             values, ignored = list_known_values(class_table, source.label_format)
             known, found = (*values, *ignored), surveys[split].value_pixels
             summary["unknown_values"][split] = {

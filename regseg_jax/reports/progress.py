@@ -4,16 +4,25 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Self, TextIO
+from typing import Any, NamedTuple, Self, TextIO
 
 from tqdm import tqdm
+
+
+class _Mark(NamedTuple):
+    """Where a run was at a moment: its step, the clock, seconds spent waiting and paused so far."""
+
+    step: int
+    time: float
+    waited: float
+    paused: float
 
 
 class ProgressBar:
     """Shows how far training is: a bar on a terminal, else a plain line every few seconds.
 
-    Throughput is measured from the end of this process's first step, which compiles, so it
-    and the time left are right for a resumed run too. Values are converted to floats only when
+    Nothing is measured before the end of this process's first step, which compiles, so throughput
+    and time left are right for a resumed run too. Values are converted to floats only when
     they are shown, so that JAX's asynchronous dispatch is not held up at every step.
 
     Args:
@@ -46,8 +55,9 @@ class ProgressBar:
         self._clock = clock
         self._step = start_step
         self._values: dict[str, Any] = {}
-        self._first_step: int | None = None  # throughput counts from here
-        self._first_time = self._waited = self._paused = 0.0
+        self._first: _Mark | None = None  # the time left counts from here
+        self._last: _Mark | None = None  # and the throughput of a record from here
+        self._waited = self._paused = 0.0
         self._shown_step: int | None = None
         self._shown_time = 0.0
         self._bar = None
@@ -94,31 +104,39 @@ class ProgressBar:
           **values: what `float` takes, shown in this order: `loss=`, `learning_rate=`.
         """
         self._step, self._values = step, values
-        if self._first_step is None:
+        if self._first is None:
             for value in values.values():
                 float(value)  # waits until the device has done the step
-            self._first_step, self._first_time = step, self._clock()
-            self._waited = self._paused = 0.0
+            self._first = self._last = self._mark()
             self._show()
         elif self._clock() - self._shown_time >= self._interval:
             self._show()
 
-    def rates(self) -> dict[str, float]:
-        """The throughput so far; empty until the second step of this process is done.
+    def take_rates(self) -> dict[str, float]:
+        """The throughput since the last call, for a record; nothing if no step was done since.
 
         Returns:
           `images_per_second`, `input_wait_share` (fraction of the training time, in [0, 1]) and
-          `seconds_left`.
+          `seconds_left`, which is estimated from all steps of this process.
         """
-        if self._first_step is None or self._step <= self._first_step:
+        rates = self._rates_since(self._last)
+        if rates:
+            self._last = self._mark()
+        return rates
+
+    def _mark(self) -> _Mark:
+        return _Mark(self._step, self._clock(), self._waited, self._paused)
+
+    def _rates_since(self, begin: _Mark | None) -> dict[str, float]:
+        if begin is None or self._step <= begin.step:
             return {}
-        elapsed = max(self._clock() - self._first_time, 1e-9)
-        training = max(elapsed - self._paused, 1e-9)
-        steps = self._step - self._first_step
+        now = self._mark()
+        training = max(now.time - begin.time - (now.paused - begin.paused), 1e-9)
+        seconds_per_step = max(now.time - self._first.time, 1e-9) / (now.step - self._first.step)
         return {
-            "images_per_second": steps * self._batch_size / training,
-            "input_wait_share": self._waited / training,
-            "seconds_left": (self._total_steps - self._step) * elapsed / steps,
+            "images_per_second": (now.step - begin.step) * self._batch_size / training,
+            "input_wait_share": (now.waited - begin.waited) / training,
+            "seconds_left": (self._total_steps - now.step) * seconds_per_step,
         }
 
     def write(self, message: str) -> None:
@@ -130,7 +148,7 @@ class ProgressBar:
 
     def close(self) -> None:
         """Shows the last step, if it was not yet, and ends the bar."""
-        if self._first_step is not None and self._shown_step != self._step:
+        if self._first is not None and self._shown_step != self._step:
             self._show()
         if self._bar is not None:
             self._bar.close()
@@ -140,7 +158,7 @@ class ProgressBar:
             return
         # Converting waits for the device, so the clock is read after it.
         parts = [f"{name.replace('_', ' ')} {float(v):.4g}" for name, v in self._values.items()]
-        rates = self.rates()
+        rates = self._rates_since(self._first)
         if rates:
             parts.append(f"{rates['images_per_second']:.1f} images/s")
             parts.append(f"{rates['input_wait_share']:.0%} waiting for input")

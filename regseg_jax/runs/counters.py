@@ -11,18 +11,14 @@ from collections.abc import Mapping
 import numpy as np
 
 from regseg_jax.runtime.files import write_json
+from regseg_jax.weights.names import read_counters
 
 _FILE = "num_batches_tracked.json"
 
 
 def save_counters(workdir: str | os.PathLike, state_dict: Mapping[str, np.ndarray]) -> None:
-    """Keeps the state dict's `num_batches_tracked` with the run, by their names."""
-    counters = {
-        name: int(count)
-        for name, count in state_dict.items()
-        if name.endswith(".num_batches_tracked")
-    }
-    write_json(pathlib.Path(workdir) / _FILE, counters)
+    """Keeps the state dict's counters with the run."""
+    write_json(pathlib.Path(workdir) / _FILE, read_counters(state_dict))
 
 
 def load_counters(workdir: str | os.PathLike) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""evaluate_run(config, workdir): the scores of a run's best checkpoint."""
+"""The scores of a run's best checkpoint, or of a weights file."""
 
 import dataclasses
 import os
@@ -6,14 +6,16 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from regseg_jax.config import parse_config
-from regseg_jax.data.dataset import name_evaluation
+from regseg_jax.config import Config, parse_config
+from regseg_jax.data.classes import ClassTable
+from regseg_jax.data.dataset import Dataset, name_evaluation
+from regseg_jax.data.sources.source import Source
 from regseg_jax.ops.lowerings import use_lowerings
 from regseg_jax.reports.pictures import save_png
 from regseg_jax.runs.conv_lowerings import load_kept_lowerings
 from regseg_jax.runs.parts import create_dataset
 from regseg_jax.runs.scores import format_evaluation, format_scores
-from regseg_jax.runs.trained import load_run
+from regseg_jax.runs.trained import Trained, load_run
 from regseg_jax.runs.workdir import MAY_CHANGE, check_same_run, load_config
 from regseg_jax.training.evaluation import Evaluator
 from regseg_jax.training.metrics import Scores
@@ -36,24 +38,64 @@ def evaluate_run(config: ConfigDict, workdir: str | os.PathLike) -> Scores:
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, data_dir=data_dir))
     dataset = create_dataset(config)
     source = dataset.create_source(config.data.eval_split, workdir)
-    trained = load_run(workdir)
+    trained = Trained.from_run(load_run(workdir))
+    name = name_evaluation(saved.data.train_split, config.data.eval_split)
+    with use_lowerings(load_kept_lowerings(workdir)):
+        return _evaluate(trained, config, dataset, source, name, workdir)
+
+
+def evaluate_weights(config: ConfigDict, path_or_name: str, workdir: str | os.PathLike) -> Scores:
+    """Evaluates a weights file, or shipped weights by name, prints the table, writes the pictures.
+
+    Args:
+      config: its data, eval and precision keys are read.
+      path_or_name: see `load_weights`.
+      workdir: the folder that the pictures are written to.
+
+    Raises:
+      ValueError: if there are no such weights, the data does not fit, or has other classes.
+    """
+    config = parse_config(config)
+    dataset = create_dataset(config)
+    trained = Trained.from_weights(path_or_name, dtype=config.dtype)
+    check_classes(trained, dataset.class_table)
+    source = dataset.create_source(config.data.eval_split)
+    return _evaluate(trained, config, dataset, source, config.data.eval_split, workdir)
+
+
+def check_classes(trained: Trained, class_table: ClassTable) -> None:
+    """Raises ValueError if the labels of a data set are not of the weights' classes."""
+    ours, theirs = trained.class_table.class_names, class_table.class_names
+    if ours != theirs:
+        raise ValueError(
+            f"--weights={trained.path} tells {', '.join(ours)} apart, and the labels of "
+            f"{class_table.name} are {', '.join(theirs)}; evaluate on data of the same classes"
+        )
+
+
+def _evaluate(
+    trained: Trained,
+    config: Config,
+    dataset: Dataset,
+    source: Source,
+    name: str,
+    workdir: str | os.PathLike,
+) -> Scores:
     evaluator = Evaluator.create(
         trained.model, source, dataset.class_table, config.eval, config.data.num_workers
     )
-    with use_lowerings(load_kept_lowerings(workdir)):
-        evaluation = evaluator(trained.variables)
-        averaged = evaluator(trained.ema_variables) if trained.ema_variables else None
+    evaluation = evaluator(trained.variables)
+    averaged = evaluator(trained.ema_variables) if trained.ema_variables else None
     if not is_main_process():
         return evaluation.scores
     if averaged:
         print(f"with averaged weights\n{format_scores(averaged.scores, dataset.class_table)}")
-    name = name_evaluation(saved.data.train_split, config.data.eval_split)
     print(f"{name}: checkpoint of step {trained.step}, {len(source)} images")
     if name != config.data.eval_split:
         print("the run was trained on these images: the scores say little about others")
     print(format_evaluation(evaluation, dataset.class_table))
-    for name, panel in evaluation.panels.items():
-        path = pathlib.Path(workdir) / "evaluation" / f"{name}.png"
+    for title, panel in evaluation.panels.items():
+        path = pathlib.Path(workdir) / "evaluation" / f"{title}.png"
         save_png(panel, path)
         print(path)
     return evaluation.scores

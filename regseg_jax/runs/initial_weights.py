@@ -11,7 +11,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from regseg_jax.models.regseg import RegSeg
-from regseg_jax.models.searched_conv import RATES, TAP_WIDTH
+from regseg_jax.models.searched_conv import SEARCH_PARAMETERS
 from regseg_jax.runs.trained import load_run
 from regseg_jax.weights.load import find_weights, load_weights_file
 from regseg_jax.weights.names import (
@@ -99,7 +99,7 @@ def _select(
     is_new = num_classes != model.num_classes
     from_scratch = [path for path in expected if is_new and other[path] != expected[path]]
     from_scratch += [
-        path for path in expected if path[-1] in (RATES, TAP_WIDTH) and path not in arrays
+        path for path in expected if path[-1] in SEARCH_PARAMETERS and path not in arrays
     ]
     if misfits := [
         "/".join(path)
@@ -109,7 +109,8 @@ def _select(
         raise ValueError(
             f"{source} does not fit: {len(misfits)} arrays are not there or of another shape "
             f"({', '.join(misfits[:3])}{', ...' if len(misfits) > 3 else ''}); start from a run "
-            "whose blocks have the same branches (config.search.num_branches), or from none"
+            "whose blocks have the same branches (config.search.num_branches), or from none; a "
+            "search with candidates (config.search.method) starts from one like itself alone"
         )
     taken = {path: np.asarray(arrays[path]) for path in expected if path not in from_scratch}
     lines = [f"{source}: loaded {len(taken)} of {len(expected)} arrays"]

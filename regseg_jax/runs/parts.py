@@ -9,7 +9,9 @@ from regseg_jax.models.regseg import RegSeg, create_model
 from regseg_jax.models.variants import get_variant
 from regseg_jax.training.optimizer import Schedule, create_learning_rate_fn, create_optimizer
 from regseg_jax.training.rate_search import (
+    ContinuousSearch,
     RateSearch,
+    RelaxedSearch,
     create_search_model,
     searched_layers,
 )
@@ -24,13 +26,15 @@ def create_dataset(config: Config) -> Dataset:
 def create_run_model(config: Config) -> RegSeg:
     """The config's model in its precision; with dilation rates to search if it says so."""
     num_classes = create_dataset(config).class_table.num_classes
-    if config.search.enabled:
+    search = config.search
+    if search.enabled:
         return create_search_model(
             get_variant(config.model),
             num_classes,
             config.dtype,
-            num_branches=config.search.num_branches,
-            initial_rate=config.search.initial_rate,
+            method=search.method,
+            num_branches=search.num_branches,
+            rate=search.max_rate if search.method == "relaxed" else search.initial_rate,
         )
     return create_model(config.model, num_classes, config.dtype)
 
@@ -50,15 +54,14 @@ def create_run_learning_rate_fn(config: Config, num_steps: int) -> Schedule:
 
 def create_rate_search(config: Config, model: RegSeg, num_steps: int) -> RateSearch | None:
     """How the dilation rates of a searched model move; None if they are fixed."""
-    if not config.search.enabled:
+    search = config.search
+    if not search.enabled:
         return None
-    return RateSearch(
-        searched_layers(model.variant.backbone),
-        config.search.learning_rate,
-        config.search.warmup_steps,
-        num_steps,
-        config.search.tap_width,
-    )
+    layers = searched_layers(model.variant.backbone)
+    schedule = (layers, search.learning_rate, search.warmup_steps, num_steps)
+    if search.method == "relaxed":
+        return RelaxedSearch(*schedule, search.temperature)
+    return ContinuousSearch(*schedule, search.tap_width)
 
 
 def create_run_optimizer(

@@ -4,11 +4,8 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
-from regseg_jax.data.classes import ClassTable
 from regseg_jax.models.folding import prepare_inference
-from regseg_jax.models.regseg import RegSeg
 from regseg_jax.prediction.engine import Failures, Predictor
 from regseg_jax.prediction.images import predict_images
 from regseg_jax.prediction.inputs import find_inputs
@@ -23,46 +20,13 @@ from regseg_jax.prediction.submission import check_whole, compute_fingerprint, w
 from regseg_jax.prediction.tiles import Tiling
 from regseg_jax.prediction.video import VideoWriter, predict_video
 from regseg_jax.runs.parts import create_dataset
-from regseg_jax.runs.trained import TrainedRun, load_run
+from regseg_jax.runs.trained import Trained, load_run
 from regseg_jax.runtime.packages import require_packages
 from regseg_jax.training.evaluation import (
     EvalConfig,
     create_image_classify_fn,
     create_image_score_fn,
 )
-from regseg_jax.weights.load import load_weights
-
-
-@dataclasses.dataclass(frozen=True)
-class Trained:
-    """What prediction needs of a run or of a weights file.
-
-    Attributes:
-      model: in its precision.
-      variables: {"params", "batch_stats"}.
-      ema_variables: the same averaged over the steps, if the run has them.
-      class_table: the classes; its label ids are what the data set's label files hold.
-      eval_config: how images are prepared and scored.
-    """
-
-    model: RegSeg
-    variables: dict[str, Any]
-    ema_variables: dict[str, Any] | None
-    class_table: ClassTable
-    eval_config: EvalConfig
-
-    @classmethod
-    def from_run(cls, run: TrainedRun) -> "Trained":
-        """A run's best checkpoint."""
-        return cls(run.model, run.variables, run.ema_variables, run.class_table, run.config.eval)
-
-    @classmethod
-    def from_weights(cls, path_or_name: str, model_name: str | None = None) -> "Trained":
-        """Exported weights; says what was read."""
-        weights = load_weights(path_or_name, model_name)
-        print(weights.report)
-        config = EvalConfig(image_size=weights.image_size)
-        return cls(weights.create_model(), weights.variables, None, weights.class_table, config)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +57,7 @@ class Options:
     def create_predictor(self, trained: Trained) -> Predictor:
         """A predictor that does as the run's evaluation, except for these options."""
         config = self.apply(trained.eval_config)
-        variables = prepare_inference(self.choose_variables(trained), trained.model.dtype)
+        variables = prepare_inference(trained.variables, trained.model.dtype)
         return Predictor(
             create_image_score_fn(trained.model, config),
             variables,
@@ -110,21 +74,9 @@ class Options:
     def compute_fingerprint(self, trained: Trained) -> str:
         """Identifies the weights and options that a prediction was made with."""
         config = self.apply(trained.eval_config)
-        fingerprint = compute_fingerprint(self.choose_variables(trained))
+        fingerprint = compute_fingerprint(trained.variables)
         fingerprint += f" flip={config.flip} scales={tuple(config.scales)}"
         return f"{fingerprint} {self.tiling}" if self.tiling else fingerprint
-
-    def choose_variables(self, trained: Trained) -> dict[str, Any]:
-        """The weights to predict with.
-
-        Raises:
-          ValueError: if averaged weights are wanted and the run has none.
-        """
-        if not self.ema:
-            return trained.variables
-        if trained.ema_variables is None:
-            raise ValueError("--ema: the run has config.ema_decay=0, so no averaged weights")
-        return trained.ema_variables
 
 
 def predict(
@@ -164,6 +116,7 @@ def predict(
     outputs |= {x: drawing.get_video_paths(folder, x.name) for x in inputs.videos}
     check_outputs(outputs)
     trained = workdir if isinstance(workdir, Trained) else Trained.from_run(load_run(workdir))
+    trained = trained.with_ema() if options.ema else trained
     table = trained.class_table
     values = tuple(range(table.num_classes)) if options.train_ids else table.label_ids
     class_maps = ClassMapFormat(table, values)
@@ -191,6 +144,7 @@ def predict_split(
     """
     run = load_run(workdir)
     trained, config = Trained.from_run(run), run.config
+    trained = trained.with_ema() if options.ema else trained
     if data_dir:
         data = dataclasses.replace(config.data, data_dir=data_dir)
         config = dataclasses.replace(config, data=data)

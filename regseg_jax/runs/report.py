@@ -9,7 +9,8 @@ from typing import Any, Self
 import jax
 
 from regseg_jax.models.field_of_view import describe_gaps
-from regseg_jax.reports.charts import draw_class_iou, draw_curves
+from regseg_jax.reports.charts import draw_class_iou
+from regseg_jax.reports.curves import RunCurves, draw_curves
 from regseg_jax.reports.metric_writer import METRICS_FILE, MetricWriter, read_metrics
 from regseg_jax.reports.pictures import save_png
 from regseg_jax.reports.progress import ProgressBar
@@ -88,7 +89,7 @@ class Report:
         if step % self._run.config.log_every_steps and step != self._run.num_steps:
             return
         scalars = {f"train/{k}": v for k, v in self._losses.summarize().items()}
-        scalars |= {f"train/{k}": v for k, v in self._progress.rates().items()}
+        scalars |= {f"train/{k}": v for k, v in self._progress.take_rates().items()}
         if self._run.rate_search:
             scalars |= self._run.rate_search.named_rates(state.params)
         self._writer.write_scalars(step, scalars)
@@ -106,7 +107,7 @@ class Report:
     def add_evaluation(
         self, state: TrainState, evaluation: Evaluation, averaged: Evaluation | None
     ) -> None:
-        """Writes scores and pictures, and what a search has found so far.
+        """Writes scores, pictures and curves, and what a search has found so far.
 
         Args:
           state: of the run.
@@ -116,10 +117,13 @@ class Report:
         self._add_scores(evaluation, self._run.eval_name)
         if averaged:
             self._add_scores(averaged, f"{self._run.eval_name}_ema")
-        if self._run.rate_search and is_main_process():
-            self.write(
-                save_found(self._run.workdir, self._run.config.model, self._run.rate_search, state)
-            )
+        if not is_main_process():
+            return
+        workdir = self._run.workdir
+        curves = RunCurves(workdir.name, read_metrics(workdir / METRICS_FILE), self._run.eval_name)
+        save_png(draw_curves([curves]), workdir / "pictures" / "curves.png")
+        if self._run.rate_search:
+            self.write(save_found(workdir, self._run.config.model, self._run.rate_search, state))
 
     def _add_scores(self, evaluation: Evaluation, name: str) -> None:
         scores = evaluation.scores
@@ -137,13 +141,11 @@ class Report:
 
 
 def print_results(run: Run, evaluation: Evaluation) -> None:
-    """Prints the scores, draws the training curves and each class's IoU, prints their paths."""
+    """Prints the scores, draws each class's IoU, prints the paths of all pictures."""
     if not is_main_process():
         return
     print(format_evaluation(evaluation, run.class_table))
     pictures: pathlib.Path = run.workdir / "pictures"
-    curves = draw_curves(read_metrics(run.workdir / METRICS_FILE), run.eval_name)
-    save_png(curves, pictures / "curves.png")
     class_iou = draw_class_iou(evaluation.scores.iou_per_class, run.class_table)
     save_png(class_iou, pictures / "class_iou.png")
     for path in sorted(pictures.glob("*.png")):

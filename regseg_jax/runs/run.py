@@ -38,7 +38,7 @@ from regseg_jax.runs.parts import (
 from regseg_jax.runs.workdir import WorkdirLock, check_free, claim_workdir, record_start
 from regseg_jax.training.checkpoints import has_checkpoint
 from regseg_jax.training.evaluation import Evaluator
-from regseg_jax.training.losses import create_loss_fn
+from regseg_jax.training.losses import create_loss
 from regseg_jax.training.optimizer import Schedule
 from regseg_jax.training.precise_bn import PreciseBatchNorm
 from regseg_jax.training.rate_search import RateSearch
@@ -114,7 +114,7 @@ class Run:
         check_class_weights(config.loss.class_weights, dataset.class_table)
         train_source = dataset.create_source(config.data.train_split, workdir)
         eval_source = dataset.create_source(config.data.eval_split, workdir)
-        mesh = create_mesh(config.global_batch_size)
+        mesh = create_mesh(config.global_batch_size, accumulation_steps=config.accumulation_steps)
         create_mesh(config.eval.batch_size, "eval.batch_size")
         check_epoch_size(len(train_source), config.global_batch_size)
         model = create_run_model(config)
@@ -189,10 +189,9 @@ class Run:
         """What the training steps fold their numbers into."""
         return jax.random.split(jax.random.key(self.config.seed))[1]
 
-    @property
-    def eval_every_steps(self) -> int:
-        """Steps between evaluations."""
-        return self.config.eval.every_epochs * self.sampler.steps_per_epoch
+    def evaluates_after(self, step: int) -> bool:
+        """Whether an evaluation is due after this step."""
+        return self.config.eval.is_due(step, self.num_steps, self.sampler.steps_per_epoch)
 
     def create_state(self) -> TrainState:
         """The state of step 0, on every device."""
@@ -217,12 +216,13 @@ class Run:
                 self.model,
                 self.tx,
                 self.learning_rate_fn,
-                create_loss_fn(self.config.loss, pixels, self.class_weights),
+                create_loss(self.config.loss, pixels, self.class_weights),
                 self.augment_fn,
                 self.step_rng,
                 self.mesh,
                 ema_decay=self.config.ema_decay,
                 batch_norm_per_device=self.config.batch_norm_per_device,
+                accumulation_steps=self.config.accumulation_steps,
             ),
             donate_argnums=0,
             out_shardings=replicated(self.mesh),
@@ -257,6 +257,7 @@ class Run:
             self.create_batches,
             self.mesh,
             num_steps=self.config.eval.precise_bn_images // self.config.global_batch_size,
+            accumulation_steps=self.config.accumulation_steps,
         )
 
 

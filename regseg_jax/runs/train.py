@@ -58,8 +58,7 @@ def _train(run: Run) -> Evaluation | None:
             step += 1
             report.add_step(step, state, metrics)
 
-            is_last = step == run.num_steps
-            if step % run.eval_every_steps == 0 or is_last:
+            if run.evaluates_after(step):
                 report.check_losses()  # raises if one is not finite: nothing bad is ever saved
                 with report.evaluating():
                     state = precise_bn(state)
@@ -71,7 +70,7 @@ def _train(run: Run) -> Evaluation | None:
                 report.check_losses()
                 checkpoints.save(state)
 
-            if stop_request.agreed(step) and not is_last:
+            if stop_request.agreed(step) and step < run.num_steps:
                 report.check_losses()
                 checkpoints.save(state)
                 report.write(f"stopped by request at step {step}; start again to go on")

@@ -5,18 +5,26 @@ import json
 import os
 import pathlib
 import platform
+import sys
 from typing import Any
+
+import jax
 
 from regseg_jax.config import Config, flatten_config, unflatten_config
 from regseg_jax.models import variants
 from regseg_jax.runtime.environment import describe_environment
 from regseg_jax.runtime.files import write_json
 
-# What may change between the starts of one run, because it does not change the result.
+# What may change between the starts of one run, because it does not change the result; but for
+# accumulation_steps, without which a run could not go on with fewer devices.
 MAY_CHANGE = (
     *("data.data_dir", "data.num_workers", "data.check", "data.centroid_file", "data.cache_dir"),
     *("log_every_steps", "checkpoint_every_steps", "eval.num_panels", "eval.num_worst"),
+    *("accumulation_steps", "eval.batch_size"),
 )
+
+# What runs did before there was a key for it, where its default is another thing.
+_BEFORE_KEYS = {"search.method": "continuous"}
 
 
 class WorkdirLock:
@@ -68,6 +76,7 @@ def claim_workdir(config: Config, workdir: str | os.PathLike) -> None:
         each key that differs.
     """
     check_free(config, workdir)
+    _warn_of_other_statistics(config, workdir)
     try:
         write_json(pathlib.Path(workdir) / "config.json", _describe(config))
     except OSError as error:
@@ -101,7 +110,7 @@ def check_same_run(
 
 
 def load_config(workdir: str | os.PathLike) -> Config:
-    """Reads the config of a run; keys that an older version did not have take their defaults.
+    """Reads the config of a run; keys that an older version did not have are as they would be.
 
     Raises:
       ValueError: if there is none, or it has keys that no longer exist.
@@ -110,19 +119,38 @@ def load_config(workdir: str | os.PathLike) -> Config:
     if not path.exists():
         raise ValueError(f"{workdir} holds no run: there is no {path}; pass the --workdir of one")
     try:
-        return unflatten_config(json.loads(path.read_text()))
+        return unflatten_config(_BEFORE_KEYS | json.loads(path.read_text()))
     except ValueError as error:
         raise ValueError(f"{path} cannot be read by this version of regseg_jax: {error}") from None
 
 
 def record_start(workdir: str | os.PathLike) -> None:
     """Adds what this start runs on (hardware, versions, date, command) to `environment.json`."""
+    starts = [*_read_starts(workdir), describe_environment()]
+    write_json(pathlib.Path(workdir) / "environment.json", {"starts": starts})
+
+
+def _read_starts(workdir: str | os.PathLike) -> list[dict[str, Any]]:
     path = pathlib.Path(workdir) / "environment.json"
-    starts = []
-    if path.exists():
-        content = json.loads(path.read_text())
-        starts = content.get("starts", [content])  # older versions kept the last start alone
-    write_json(path, {"starts": [*starts, describe_environment()]})
+    if not path.exists():
+        return []
+    content = json.loads(path.read_text())
+    return content.get("starts", [content])  # older versions kept the last start alone
+
+
+def _warn_of_other_statistics(config: Config, workdir: str | os.PathLike) -> None:
+    """Says so if batch norm's statistics are over more or fewer images than at the last start."""
+    starts = _read_starts(workdir)
+    if not starts or not (pathlib.Path(workdir) / "config.json").exists():
+        return
+    before = load_config(workdir).images_per_batch_norm(len(starts[-1]["devices"]))
+    now = config.images_per_batch_norm(jax.device_count())
+    if before != now:
+        print(
+            f"warning: batch norm's statistics were over {before} images and are over {now} from "
+            "here on (config.accumulation_steps, and devices with config.batch_norm_per_device)",
+            file=sys.stderr,
+        )
 
 
 def _describe(config: Config) -> dict[str, Any]:

@@ -31,6 +31,7 @@ def run_command(main: Callable[[list[str]], None], name: str) -> None:
             _fail(name, error)
 
     def parse(argv: list[str]) -> list[str]:
+        flags.FLAGS.set_gnu_getopt()  # flags may also stand behind the other arguments
         try:
             return flags.FLAGS(_resolve_config(argv))
         except (AttributeError, KeyError) as error:  # what ConfigDict raises for --config.KEY

@@ -44,6 +44,6 @@ def load_recipe(value: str) -> ConfigDict:
     return module.get_config(argument) if colon else module.get_config()
 
 
-def default_workdir(config_path: str) -> str:
-    """The folder of a recipe's run: `runs/cityscapes` for `configs/cityscapes.py`."""
-    return str(pathlib.Path("runs", pathlib.Path(config_path.partition(":")[0]).stem))
+def default_workdir(path: str) -> str:
+    """The folder of what has no other: `runs/cityscapes` for `configs/cityscapes.py`."""
+    return str(pathlib.Path("runs", pathlib.Path(path.partition(":")[0]).stem))

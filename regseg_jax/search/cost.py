@@ -17,11 +17,11 @@ from regseg_jax.benchmark.jax_backend import learning_rate_fn, prepare_training
 from regseg_jax.benchmark.workload import Prepared, Workload, create_workload
 from regseg_jax.models import variants
 from regseg_jax.models.regseg import create_model
-from regseg_jax.models.searched_conv import create_dilated_conv
+from regseg_jax.models.searched_conv import create_continuous_conv
 from regseg_jax.reports.tables import format_table
 from regseg_jax.runtime.arguments import parse_size
 from regseg_jax.training.optimizer import create_optimizer
-from regseg_jax.training.rate_search import RateSearch, searched_layers
+from regseg_jax.training.rate_search import ContinuousSearch, searched_layers
 
 _MILLISECONDS = ("median_ms", "p5_ms", "p95_ms")
 _NUM_CLASSES = 19
@@ -32,10 +32,10 @@ def prepare_step(workload: Workload, *, searched: bool) -> Prepared:
     """Compiles the training step, of real dilation rates or of fixed ones."""
     tx = create_optimizer(learning_rate_fn, weight_decay=1e-4)
     if searched:
-        model = workload.model.clone(dilated_conv=create_dilated_conv)
+        model = workload.model.clone(dilated_conv=create_continuous_conv)
         workload = Workload("train", model, workload.images, workload.labels)
         layers = searched_layers(model.variant.backbone)
-        tx = RateSearch(layers, 0.05, 0, _NUM_STEPS, tap_width=4.0).create_optimizer(tx)
+        tx = ContinuousSearch(layers, 0.05, 0, _NUM_STEPS, tap_width=4.0).create_optimizer(tx)
     init = jax.jit(functools.partial(workload.model.init, train=False))
     variables = init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     return prepare_training(workload, variables, tx)

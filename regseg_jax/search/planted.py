@@ -1,16 +1,18 @@
 """Are planted dilation rates found? A student learns those of a teacher that it only observes.
 
-python -m regseg_jax.search.planted --data_dir=CAMVID --starts=1,6,12 --output=planted.json
+python -m regseg_jax.search.planted --data_dir=CAMVID --tries=relaxed,continuous --output=FILE.json
 
 Teacher and student are three residual blocks of two branches on real images; the teacher's rates
-are (1, 3) (2, 7) (4, 12). The student has the teacher's weights, or with --free_weights its own,
-and regresses the teacher's output by Adam. With --tap_width above 1 the student's taps start that
-wide and narrow to 1 over the first half of the steps.
+are (1, 3) (2, 7) (4, 12). The student has weights of its own, which it learns together with its
+rates by Adam, regressing the teacher's output. `TRIES` lists what was tried. As a run that uses
+found rates does, a second student with weights of its own then has them, rounded, from the start:
+its loss tells good rates from bad ones without knowing what was planted.
 """
 
+import dataclasses
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -27,23 +29,78 @@ from regseg_jax.data import classes
 from regseg_jax.data.sources.source import load_camvid
 from regseg_jax.ops.continuous_conv import continuous_conv
 from regseg_jax.ops.conv import grouped_conv
+from regseg_jax.ops.relaxed_conv import relaxed_conv
 from regseg_jax.reports.tables import format_table
 from regseg_jax.training.optimizer import create_learning_rate_fn
-from regseg_jax.training.rate_search import compute_tap_width
+from regseg_jax.training.rate_search import compute_tap_width, compute_temperature
 
 PLANTED_RATES = ((1, 3), (2, 7), (4, 12))
+CANDIDATES = tuple(range(1, 17))
 IMAGE_SIZE = (90, 120)
 TOLERANCES = (0.1, 0.5)  # a rate is found exactly, or would be by rounding
 
 _NUM_IMAGES = 16
-_BATCH_SIZE = 2
 _CHANNELS = 16
 _GROUP_WIDTH = 8  # one group a branch
-_RATES_LEARNING_RATE = 0.1
-_WEIGHTS_LEARNING_RATE = 0.003
 _MAX_RATE = 30.0  # no rate of the student goes beyond
+_NUM_LOGGED = 6  # times that a search notes its rates and loss
+_AVERAGED_STEPS = 20  # of a noted loss
 
 Params = dict[str, Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Try:
+    """How a student looks for the rates.
+
+    Attributes:
+      method: `continuous`, `relaxed`, or `fixed`: rates that do not move.
+      start: where every rate of the continuous method starts.
+      num_steps: updates, an image each.
+      weights_learning_rate: of Adam, falling linearly to 0, like the next.
+      rates_learning_rate: of the rates, or of the logits of the candidates.
+      tap_width: in pixels, of the taps at the start, see `ops.continuous_conv`.
+      narrowed_at: fraction of the steps after which the taps are 1 wide.
+      given_weights: whether the student has the teacher's weights, which stay.
+      by_layer: whether a block's rates move in its own third of the steps only.
+      resets_weights: whether a branch has a new kernel whenever its rate rounds to another.
+      shared_kernel: whether the candidates of a branch share a kernel.
+      temperature: of the candidates' softmax at the end; it starts at 1.
+    """
+
+    method: str = "continuous"
+    start: float = 6.0
+    num_steps: int = 600
+    weights_learning_rate: float = 0.01
+    rates_learning_rate: float = 0.1
+    tap_width: float = 6.0
+    narrowed_at: float = 0.5
+    given_weights: bool = False
+    by_layer: bool = False
+    resets_weights: bool = False
+    shared_kernel: bool = False
+    temperature: float = 1.0
+
+
+_RELAXED = Try("relaxed", rates_learning_rate=0.05)
+
+TRIES = {
+    "given_weights": Try(given_weights=True),
+    "slow_weights": Try(weights_learning_rate=0.003),
+    "continuous": Try(),
+    "from_1": Try(start=1.0),
+    "from_3": Try(start=3.0),
+    "from_12": Try(start=12.0),
+    "narrow_taps": Try(tap_width=1.0),
+    "late_narrowing": Try(narrowed_at=0.9),
+    "more_steps": Try(num_steps=2400),
+    "fast_rates": Try(rates_learning_rate=1.0),
+    "by_layer": Try(by_layer=True),
+    "resets_weights": Try(resets_weights=True),
+    "relaxed": _RELAXED,
+    "relaxed_shared": dataclasses.replace(_RELAXED, shared_kernel=True),
+    "relaxed_sharp": dataclasses.replace(_RELAXED, temperature=0.1),
+}
 
 
 def load_images(data_dir: str) -> np.ndarray:
@@ -66,33 +123,60 @@ def create_params(seed: int, rates: Sequence[Sequence[float]]) -> Params:
     """Random weights, and the rates f32[3, 2]."""
     keys = jax.random.split(jax.random.key(seed), 3)
     blocks, branches = len(rates), len(rates[0])
-
-    def uniform(key: Array, shape: tuple[int, ...], fan_in: int) -> Array:
-        return jax.random.uniform(key, shape, minval=-1, maxval=1) * fan_in**-0.5
-
     kernels = (blocks, branches, 3, 3, _GROUP_WIDTH, _CHANNELS // branches)
     return {
-        "stem": uniform(keys[0], (3, 3, 3, _CHANNELS), 27),
-        "kernels": uniform(keys[1], kernels, 9 * _GROUP_WIDTH),
-        "mixing": uniform(keys[2], (blocks, _CHANNELS, _CHANNELS), _CHANNELS),
+        "stem": _uniform(keys[0], (3, 3, 3, _CHANNELS), 27),
+        "kernels": _uniform(keys[1], kernels, 9 * _GROUP_WIDTH),
+        "mixing": _uniform(keys[2], (blocks, _CHANNELS, _CHANNELS), _CHANNELS),
         "rates": jnp.array(rates, jnp.float32),
     }
 
 
-def apply(params: Params, images: Array, tap_width: Array | float) -> Array:
-    """Strided stem, blocks of dilated 3x3, norm, ReLU, 1x1 and shortcut: [B, H/2, W/2, 16]."""
+def create_student(seed: int, how: Try, rates: Sequence[Sequence[float]]) -> Params:
+    """A student; the relaxed method's `rates` are logits f32[3, 2, K], its `kernels` have K too."""
+    student = create_params(seed, rates)
+    if how.method == "relaxed":
+        *blocks, height, width, channels, features = student["kernels"].shape
+        student["rates"] = jnp.zeros((*blocks, len(CANDIDATES)))
+        if not how.shared_kernel:
+            shape = (*blocks, len(CANDIDATES), height, width, channels, features)
+            student["kernels"] = _uniform(jax.random.key(seed), shape, 9 * channels)
+    return student
+
+
+def _uniform(key: Array, shape: tuple[int, ...], fan_in: int) -> Array:
+    return jax.random.uniform(key, shape, minval=-1, maxval=1) * fan_in**-0.5
+
+
+def apply(params: Params, images: Array, sharpness: Array | float = 1.0) -> Array:
+    """Strided stem, blocks of dilated 3x3, norm, ReLU, 1x1 and shortcut: [B, H/2, W/2, 16].
+
+    Args:
+      params: of a teacher or student.
+      images: f32[B, H, W, 3].
+      sharpness: f32[]: the width of the taps, or the temperature of the candidates.
+    """
     x = _normalize(grouped_conv(images, params["stem"], stride=2))
     for kernels, mixing, rates in zip(
         params["kernels"], params["mixing"], params["rates"], strict=True
     ):
         parts = jnp.split(x, len(rates), axis=-1)
+        convolve = _convolve_relaxed if rates.ndim == 2 else _convolve
         branches = [
-            continuous_conv(part, kernel, rate, tap_width=tap_width)
-            for part, kernel, rate in zip(parts, kernels, rates, strict=True)
+            convolve(*branch, sharpness) for branch in zip(parts, kernels, rates, strict=True)
         ]
         y = jax.nn.relu(_normalize(jnp.concatenate(branches, -1)))
         x = x + _normalize(y @ mixing)
     return x
+
+
+def _convolve(x: Array, kernel: Array, rate: Array, tap_width: Array | float) -> Array:
+    return continuous_conv(x, kernel, rate, tap_width=tap_width)
+
+
+def _convolve_relaxed(x: Array, kernels: Array, logits: Array, temperature: Array | float) -> Array:
+    kernels = jnp.broadcast_to(kernels, (len(CANDIDATES), *kernels.shape[-4:]))
+    return relaxed_conv(x, kernels, jax.nn.softmax(logits / temperature), CANDIDATES)
 
 
 def _normalize(x: Array) -> Array:
@@ -101,68 +185,102 @@ def _normalize(x: Array) -> Array:
 
 def search(
     images: np.ndarray,
-    start: float,
+    how: Try,
     *,
     seed: int,
-    num_steps: int,
-    free_weights: bool,
-    tap_width: float,
+    rates: Sequence[Sequence[float]] | None = None,
 ) -> dict[str, Any]:
-    """Lets a student whose rates all begin at start look for the planted ones.
+    """Lets a student look for the planted rates.
+
+    Args:
+      images: as `load_images` returns them.
+      how: it looks.
+      seed: of the weights and the order of images.
+      rates: where the student's start; None: all at `how.start`.
 
     Returns:
-      `rates` as the search ended, how many of them are `found` within each of `TOLERANCES` (with
-      free weights the branches of a block may be swapped), `loss` as a fraction of the variance
-      of the teacher's output, and `seconds`.
+      `rates` as the search ended; `loss`, as a fraction of the variance of the teacher's output;
+      `log`, of the steps, losses and rates on the way; `seconds`.
     """
     teacher = create_params(seed, PLANTED_RATES)
     blocks, branches = np.shape(PLANTED_RATES)
-    student = create_params(seed + 1 if free_weights else seed, blocks * [branches * [start]])
+    start = rates or blocks * [branches * [how.start]]
+    student = create_student(seed if how.given_weights else seed + 1, how, start)
+    fresh = create_student(seed + 2, how, start)
     student["stem"] = teacher["stem"]
-    labels = dict.fromkeys(student, "weights" if free_weights else "fixed")
-    labels |= {"stem": "fixed", "rates": "rates"}
-    decay = create_learning_rate_fn(1.0, num_steps, 0, power=1.0)
-    tx = optax.partition(
+    opt_state, train_step = _create_optimizer(how).init(student), _create_train_step(how)
+    began, losses, log = time.monotonic(), [], []
+    rng, images = np.random.default_rng(seed), jnp.array(images)
+    for step in tqdm(range(how.num_steps), how.method, leave=False, disable=None):
+        image = images[rng.integers(len(images))]
+        student, opt_state, loss = train_step(
+            student, opt_state, image, jnp.int32(step), teacher, fresh
+        )
+        losses.append(loss)
+        if (step + 1) % max(how.num_steps // _NUM_LOGGED, 1) == 0 or step + 1 == how.num_steps:
+            mean = float(np.mean(jax.device_get(losses[-_AVERAGED_STEPS:])))
+            log.append({"step": step + 1, "loss": mean, "rates": read_rates(student).tolist()})
+    ended = {"rates": log[-1]["rates"], "loss": log[-1]["loss"], "log": log}
+    return {**ended, "seconds": round(time.monotonic() - began, 1)}
+
+
+@functools.cache
+def _create_train_step(how: Try) -> Callable[..., tuple[Params, Any, Array]]:
+    """A function of student, optimizer's state, image, step, teacher and a student of new weights.
+
+    Compiled once for all seeds.
+    """
+    tx, num_blocks = _create_optimizer(how), len(PLANTED_RATES)
+
+    @jax.jit
+    def train_step(
+        params: Params, opt_state: Any, image: Array, step: Array, teacher: Params, fresh: Params
+    ) -> tuple[Params, Any, Array]:
+        expected, progress = apply(teacher, image[None]), step / how.num_steps
+        if how.method == "relaxed":
+            sharpness = compute_temperature(how.temperature, progress)
+        else:
+            sharpness = compute_tap_width(how.tap_width, progress, narrowed_at=how.narrowed_at)
+
+        def compute_loss(params: Params) -> Array:
+            error = jnp.square(apply(params, image[None], sharpness) - expected).mean()
+            return error / jnp.var(expected)
+
+        loss, grads = jax.value_and_grad(compute_loss)(params)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        if how.by_layer:
+            moves = jnp.arange(num_blocks) == (num_blocks * progress).astype(int)
+            updates["rates"] *= moves.reshape(-1, *(updates["rates"].ndim - 1) * [1])
+        moved = optax.apply_updates(params, updates)
+        if how.method == "continuous":
+            moved["rates"] = jnp.clip(moved["rates"], 1, _MAX_RATE)
+        if how.resets_weights:
+            changed = jnp.round(moved["rates"]) != jnp.round(params["rates"])
+            changed = changed[..., None, None, None, None]
+            moved["kernels"] = jnp.where(changed, fresh["kernels"], moved["kernels"])
+        return moved, opt_state, loss
+
+    return train_step
+
+
+def _create_optimizer(how: Try) -> optax.GradientTransformation:
+    labels = {"stem": "fixed", "rates": "fixed" if how.method == "fixed" else "rates"}
+    labels |= dict.fromkeys(("kernels", "mixing"), "fixed" if how.given_weights else "weights")
+    decay = create_learning_rate_fn(1.0, how.num_steps, 0, power=1.0)
+    return optax.partition(
         {
-            "rates": optax.adam(lambda step: _RATES_LEARNING_RATE * decay(step)),
-            "weights": optax.adam(lambda step: _WEIGHTS_LEARNING_RATE * decay(step)),
+            "rates": optax.adam(lambda step: how.rates_learning_rate * decay(step)),
+            "weights": optax.adam(lambda step: how.weights_learning_rate * decay(step)),
             "fixed": optax.set_to_zero(),
         },
         labels,
     )
 
-    @jax.jit
-    def train_step(params: Params, opt_state: Any, batch: tuple, step: Array) -> tuple:
-        images, expected = batch
-        width = compute_tap_width(tap_width, step / num_steps)
 
-        def compute_loss(params: Params) -> Array:
-            error = jnp.square(apply(params, images, width) - expected).mean()
-            return error / jnp.var(expected)
-
-        loss, grads = jax.value_and_grad(compute_loss)(params)
-        updates, opt_state = tx.update(grads, opt_state, params)
-        params = optax.apply_updates(params, updates)
-        return params | {"rates": jnp.clip(params["rates"], 1, _MAX_RATE)}, opt_state, loss
-
-    began, opt_state, losses = time.monotonic(), tx.init(student), []
-    rng = np.random.default_rng(seed)
-    images, targets = jnp.array(images), jax.jit(apply)(teacher, images, 1.0)
-    for step in tqdm(range(num_steps), desc=f"from {start:g}", leave=False, disable=None):
-        drawn = rng.choice(len(images), _BATCH_SIZE, replace=False)
-        batch = images[drawn], targets[drawn]
-        student, opt_state, loss = train_step(student, opt_state, batch, jnp.int32(step))
-        losses.append(loss)
-    rates = np.asarray(student["rates"], np.float64)
-    return {
-        "start": start,
-        "tap_width": tap_width,
-        "free_weights": free_weights,
-        "rates": rates.round(3).tolist(),
-        "found": {str(t): count_found(rates, t, any_order=free_weights) for t in TOLERANCES},
-        "loss": float(np.mean(jax.device_get(losses[-20:]))),
-        "seconds": round(time.monotonic() - began, 1),
-    }
+def read_rates(params: Params) -> np.ndarray:
+    """The rates f64[3, 2]; of the relaxed method the likeliest candidates."""
+    rates = np.asarray(params["rates"], np.float64)
+    return np.array(CANDIDATES, float)[rates.argmax(-1)] if rates.ndim == 3 else rates.round(3)
 
 
 def count_found(rates: np.ndarray, tolerance: float, *, any_order: bool) -> int:
@@ -171,42 +289,71 @@ def count_found(rates: np.ndarray, tolerance: float, *, any_order: bool) -> int:
     return int((distances <= tolerance).sum())
 
 
+def run_try(images: np.ndarray, name: str, seed: int) -> dict[str, Any]:
+    """Searches as `TRIES` says, and trains another student with what was found.
+
+    Returns:
+      What `search` does, with how many rates are `found` within each of `TOLERANCES` (with free
+      weights the branches of a block may be swapped), their mean `distance` from the planted ones,
+      and `loss_from_scratch`.
+    """
+    how = TRIES[name]
+    result = search(images, how, seed=seed)
+    rates, any_order = np.array(result["rates"]), not how.given_weights
+    distances = np.abs((np.sort(rates, 1) if any_order else rates) - np.array(PLANTED_RATES))
+    return {
+        "try": name,
+        "seed": seed,
+        "found": {str(t): count_found(rates, t, any_order=any_order) for t in TOLERANCES},
+        "distance": round(float(distances.mean()), 3),
+        "loss_from_scratch": train_from_scratch(images, rates.round().tolist(), seed),
+        **result,
+    }
+
+
+def train_from_scratch(
+    images: np.ndarray, rates: Sequence[Sequence[float]], seed: int, num_steps: int = 600
+) -> float:
+    """The loss that a student with these rates, which stay, ends at."""
+    fixed = Try("fixed", num_steps=num_steps, tap_width=1.0)
+    return search(images, fixed, seed=seed, rates=rates)["loss"]
+
+
 def measure(values: flags.FlagValues) -> dict[str, Any]:
-    """Searches from every start and prints a table."""
+    """Tries everything that the flags name with every seed and prints a table."""
+    if unknown := [name for name in values.tries if name not in TRIES]:
+        raise ValueError(f"--tries has {', '.join(unknown)}; there are {', '.join(TRIES)}")
     try:
-        starts = [float(start) for start in values.starts]
+        seeds = [int(seed) for seed in values.seeds]
     except ValueError:
-        starts = []
-    if not starts or not all(1 <= start <= _MAX_RATE for start in starts):
-        raise ValueError(f"--starts is {values.starts}; give rates from 1 to {_MAX_RATE:g}")
-    run_search = functools.partial(
-        search,
-        load_images(values.data_dir),
-        seed=values.seed,
-        num_steps=values.steps,
-        free_weights=values.free_weights,
-        tap_width=values.tap_width,
-    )
+        raise ValueError(f"--seeds is {values.seeds}; give whole numbers such as 0,1,2") from None
+    images = load_images(values.data_dir)
     results = []
-    for start in starts:
-        results.append(run_search(start))
-        print(results[-1], flush=True)
+    for name in values.tries:
+        for seed in seeds:
+            results.append(run_try(images, name, seed))
+            print({key: x for key, x in results[-1].items() if key != "log"}, flush=True)
+    planted = [train_from_scratch(images, PLANTED_RATES, seed) for seed in seeds]
+    headers = ("try", "seed", *(f"within {t}" for t in TOLERANCES), "distance", "loss", "retrained")
     rows = [
-        (f"{r['start']:g}", r["rates"], *(f"{n} of 6" for n in r["found"].values()), r["loss"])
+        (
+            *(r["try"], r["seed"]),
+            *(f"{n} of 6" for n in r["found"].values()),
+            *(f"{r[key]:.3f}" for key in ("distance", "loss", "loss_from_scratch")),
+        )
         for r in results
     ]
-    headers = ("from", "rates", *(f"within {t}" for t in TOLERANCES), "loss")
     print(format_table(headers, rows))
-    settings = {"planted": PLANTED_RATES, "steps": values.steps, "seed": values.seed}
+    print(f"retrained with the planted rates: {', '.join(f'{loss:.3f}' for loss in planted)}")
+    tries = {name: dataclasses.asdict(TRIES[name]) for name in values.tries}
+    planted = dict(zip(values.seeds, planted, strict=True))
+    settings = {"planted": PLANTED_RATES, "tries": tries, "planted_from_scratch": planted}
     return {**settings, "results": results}
 
 
 if __name__ == "__main__":
     flags.DEFINE_string("data_dir", None, "CamVid, either edition.")
-    flags.DEFINE_list("starts", ["1"], "Rates that all branches start from, a search each.")
-    flags.DEFINE_integer("steps", 600, "Updates of a search.", lower_bound=1)
-    flags.DEFINE_integer("seed", 0, "Of weights and batches.")
-    flags.DEFINE_bool("free_weights", False, "The student learns weights of its own too.")
-    flags.DEFINE_float("tap_width", 1.0, "How wide the taps start, in pixels.", lower_bound=1.0)
+    flags.DEFINE_list("tries", list(TRIES), "Names of tries, see TRIES.")
+    flags.DEFINE_list("seeds", ["0", "1", "2"], "Of weights and the order of images.")
     flags.mark_flags_as_required(["data_dir"])
     run_benchmark(measure, "regseg_jax.search.planted")

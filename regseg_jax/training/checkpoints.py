@@ -65,6 +65,9 @@ class CheckpointManager:
                 create=not read_only,
                 read_only=read_only,
                 cleanup_tmp_directories=not read_only,
+                # Else, where none can be made, threads wait for it for minutes, and so would the
+                # process that ends with the error.
+                async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
             ),
         )
 
@@ -136,7 +139,7 @@ class CheckpointManager:
                 _set_aside(damaged)
                 self._manager.reload()
             return state
-        if damaged:
+        if damaged or any(self._directory.glob("*.damaged")):
             raise ValueError(
                 f"none of the checkpoints in {self._directory} can be read; restore the folder "
                 "from a copy, or start again in another workdir"

@@ -13,14 +13,14 @@ from PIL import Image
 from tqdm import tqdm
 
 from regseg_jax.data.augment import resize_and_normalize
-from regseg_jax.data.classes import IGNORE_LABEL, ClassTable
+from regseg_jax.data.classes import ClassTable
 from regseg_jax.data.pipeline import Batch, EvalPlan, ProcessShard, create_eval_iterator
 from regseg_jax.data.sources.source import Source
 from regseg_jax.models.folding import prepare_inference
 from regseg_jax.models.regseg import RegSeg
 from regseg_jax.reports.pictures import draw_panel
 from regseg_jax.runtime.checks import check_integer, check_number, check_size
-from regseg_jax.training.metrics import ConfusionMatrix, Scores, compute_scores
+from regseg_jax.training.metrics import ConfusionMatrix, Scores, compute_scores, count_confusion
 from regseg_jax.training.sharding import (
     batch_sharded,
     create_mesh,
@@ -37,6 +37,8 @@ from regseg_jax.training.steps import (
     create_score_fn,
 )
 
+_DEFAULT_TIMES = 10  # a run is evaluated, unless `eval.every_epochs` is set
+
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
@@ -45,7 +47,7 @@ class EvalConfig:
     image_size: tuple[int, ...] = ()  # images are resized to it; (): left as they are
     size_multiple: int = 1  # if sizes differ, pad to multiples of it: fewer to compile
     batch_size: int = 8  # over all devices
-    every_epochs: int = 10
+    every_epochs: int = 0  # 0: ten times in a run
     num_panels: int = 4  # pictures drawn at each evaluation
     num_worst: int = 0  # images of the lowest mean IoU that are listed and drawn
     # Above 0: before each evaluation the running statistics become the mean over this
@@ -56,14 +58,20 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         check_size("eval.image_size", self.image_size, or_empty=True)
-        for key in ("size_multiple", "batch_size", "every_epochs"):
+        for key in ("size_multiple", "batch_size"):
             check_integer(f"eval.{key}", getattr(self, key), at_least=1)
-        for key in ("num_panels", "num_worst", "precise_bn_images"):
+        for key in ("every_epochs", "num_panels", "num_worst", "precise_bn_images"):
             check_integer(f"eval.{key}", getattr(self, key), at_least=0)
         if not self.scales:
             raise ValueError("config.eval.scales is (); set positive factors, (1.0,) for none")
         for scale in self.scales:
             check_number("eval.scales", scale, above=0)
+
+    def is_due(self, step: int, num_steps: int, steps_per_epoch: int) -> bool:
+        """Whether a run is evaluated after this step of its num_steps; the last one always is."""
+        if not self.every_epochs:
+            return _DEFAULT_TIMES * step // num_steps > _DEFAULT_TIMES * (step - 1) // num_steps
+        return step == num_steps or step % (self.every_epochs * steps_per_epoch) == 0
 
 
 def create_preprocess_fn(config: EvalConfig) -> Callable[[jax.Array], jax.Array]:
@@ -213,9 +221,8 @@ class Evaluator:
 
 def _image_mean_iou(label: np.ndarray, prediction: np.ndarray, class_table: ClassTable) -> float:
     """Of one image; infinite if nothing is labelled, so that it is never among the worst."""
-    n, scored = class_table.num_classes, label != IGNORE_LABEL
-    cells = label[scored].astype(np.int64) * n + prediction[scored]
-    mean_iou = compute_scores(np.bincount(cells, minlength=n * n).reshape(n, n)).mean_iou
+    counts = count_confusion(label, prediction, class_table.num_classes)
+    mean_iou = compute_scores(counts).mean_iou
     return np.inf if np.isnan(mean_iou) else mean_iou
 
 

@@ -7,8 +7,8 @@ a sum over devices.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -35,84 +35,121 @@ class LossConfig:
         check_number("loss.min_pixel_share", self.min_pixel_share, above=0)
 
 
-def cross_entropy(
-    logits: Array,
-    labels: Array,
-    ignore_label: int = 255,
-    *,
-    class_weights: Sequence[float] | None = None,
-    axis_name: str | None = None,
-) -> Array:
+@dataclasses.dataclass(frozen=True)
+class CrossEntropy:
     """Mean cross-entropy over the pixels that are not ignored; 0 if all are.
 
     As `torch.nn.CrossEntropyLoss(weight=class_weights, ignore_index=ignore_label)`, which is NaN
     where every pixel is ignored.
 
-    Args:
-      logits: [B, h, w, num_classes] of any float dtype.
-      labels: i32[B, H, W].
-      ignore_label: its pixels count nowhere.
+    Attributes:
       class_weights: of each class, in the mean over pixels; None: 1.
-      axis_name: see above.
+      ignore_label: its pixels count nowhere.
     """
-    losses = upsampled_pixel_losses(logits, labels, ignore_label)
-    if class_weights is None:
-        total, weight = losses.sum(), (labels != ignore_label).sum().astype(losses.dtype)
-    else:
-        weights = _weigh_pixels(labels, class_weights, losses.dtype)
-        total, weight = (weights * losses).sum(), weights.sum()
-    return _divide_sums(total, weight, axis_name)
+
+    class_weights: Sequence[float] | None = None
+    ignore_label: int = 255
+
+    def __call__(
+        self,
+        logits: Array,
+        labels: Array,
+        *,
+        pixel_weights: Array | None = None,
+        axis_name: str | None = None,
+    ) -> Array:
+        """The loss of a global batch, or what a part of it adds to the loss.
+
+        Args:
+          logits: [B, h, w, num_classes] of any float dtype.
+          labels: i32[B, H, W].
+          pixel_weights: f32[B, H, W], the part's among those of the batch, see `weigh`; None: the
+            logits are the batch's.
+          axis_name: see above.
+
+        Returns:
+          f32[] (float64 if the logits are); the losses of a batch's parts add up to the batch's.
+        """
+        losses = self.pixel_losses(logits, labels)
+        if pixel_weights is not None:
+            return _sum_devices((pixel_weights * losses).sum(), axis_name)
+        weights, divisor = self._weigh(labels, lambda: lax.stop_gradient(losses), axis_name)
+        return _divide(*_sum_devices(((weights * losses).sum(), divisor), axis_name))
+
+    def pixel_losses(self, logits: Array, labels: Array) -> Array:
+        """The cross-entropy of each pixel, f32[B, H, W]."""
+        return upsampled_pixel_losses(logits, labels, self.ignore_label)
+
+    def weigh(
+        self, labels: Array, compute_losses: Callable[[], Array], *, axis_name: str | None = None
+    ) -> Array:
+        """What the cross-entropy of each pixel of a batch counts in the loss.
+
+        Args:
+          labels: i32[..., H, W], of the batch.
+          compute_losses: gives its `pixel_losses`; only called if the weights depend on them.
+          axis_name: see above.
+
+        Returns:
+          f32[..., H, W], constants.
+        """
+        weights, divisor = self._weigh(labels, compute_losses, axis_name)
+        return _divide(weights, _sum_devices(divisor, axis_name))
+
+    def _weigh(
+        self, labels: Array, compute_losses: Callable[[], Array], axis_name: str | None
+    ) -> tuple[Array, Array]:
+        """The weights times a factor, and the device's part of that factor."""
+        weights = self._weigh_classes(labels)
+        return weights, weights.sum()
+
+    def _weigh_classes(self, labels: Array) -> Array:
+        """The weight of each pixel's class; 0 for labels of no class."""
+        if self.class_weights is None:
+            return labels != self.ignore_label
+        is_label = labels[..., None] == jnp.arange(len(self.class_weights))
+        return jnp.where(is_label, jnp.array(self.class_weights), 0).sum(-1)
 
 
-def bootstrapped_cross_entropy(
-    logits: Array,
-    labels: Array,
-    min_pixels: int,
-    threshold: float = 0.3,
-    ignore_label: int = 255,
-    *,
-    class_weights: Sequence[float] | None = None,
-    axis_name: str | None = None,
-) -> Array:
+@dataclasses.dataclass(frozen=True)
+class BootstrappedCrossEntropy(CrossEntropy):
     """Mean over the hard pixels: those of a loss above the threshold, or the largest ones.
 
     The `min_pixels` largest are taken if no more than that exceed the threshold (the author's loss
-    for the Cityscapes test submission). The gradient is divided equally among ties.
+    for the Cityscapes test submission). The gradient is divided equally among ties. Ignored pixels
+    have a loss of 0; with class weights, a pixel's loss is multiplied by its class's weight first.
 
-    Args:
-      logits: [B, h, w, num_classes] of any float dtype.
-      labels: i32[B, H, W].
+    Attributes:
       min_pixels: K, of the global batch, in [1, its number of pixels].
       threshold: of a pixel's loss.
-      ignore_label: its pixels have a loss of 0.
-      class_weights: each pixel's loss is multiplied by its class's weight first; None: 1.
-      axis_name: see above.
     """
-    losses = upsampled_pixel_losses(logits, labels, ignore_label)
-    if class_weights is not None:
-        losses *= _weigh_pixels(labels, class_weights, losses.dtype)
-    constant = lax.stop_gradient(losses)
-    kth = _kth_largest(constant, min_pixels, axis_name)
-    above, larger, equal = constant > threshold, constant > kth, constant == kth
-    counts = above.sum(), larger.sum(), equal.sum()
-    num_above, num_larger, num_equal = lax.psum(counts, axis_name) if axis_name else counts
-    fraction = (min_pixels - num_larger) / jnp.maximum(num_equal, 1)  # of each pixel equal to kth
-    largest = jnp.where(larger, 1, jnp.where(equal, fraction, 0))
-    weights = jnp.where(num_above > min_pixels, above, largest)
-    return _divide_sums((weights * losses).sum(), weights.sum(), axis_name)
+
+    min_pixels: int = 1
+    threshold: float = 0.3
+
+    def _weigh(
+        self, labels: Array, compute_losses: Callable[[], Array], axis_name: str | None
+    ) -> tuple[Array, Array]:
+        class_weights = 1 if self.class_weights is None else self._weigh_classes(labels)
+        losses = class_weights * compute_losses()
+        kth = _kth_largest(losses, self.min_pixels, axis_name)
+        above, larger, equal = losses > self.threshold, losses > kth, losses == kth
+        num_above, num_larger, num_equal = _sum_devices(
+            (above.sum(), larger.sum(), equal.sum()), axis_name
+        )
+        fraction = (self.min_pixels - num_larger) / jnp.maximum(num_equal, 1)  # of those equal
+        largest = jnp.where(larger, 1, jnp.where(equal, fraction, 0))
+        hard = jnp.where(num_above > self.min_pixels, above, largest)
+        return class_weights * hard, hard.sum()
 
 
-def _weigh_pixels(labels: Array, class_weights: Sequence[float], dtype: jnp.dtype) -> Array:
-    """The weight of each pixel's class; 0 for labels of no class."""
-    is_label = labels[..., None] == jnp.arange(len(class_weights))
-    return jnp.where(is_label, jnp.array(class_weights, dtype), 0).sum(-1)
+def _sum_devices(values: Any, axis_name: str | None) -> Any:
+    return lax.psum(values, axis_name) if axis_name else values
 
 
-def _divide_sums(total: Array, weight: Array, axis_name: str | None) -> Array:
-    """total / weight, both summed over devices; 0 where both are 0."""
-    if axis_name:
-        total, weight = lax.psum((total, weight), axis_name)
-    return total / jnp.where(weight > 0, weight, 1)
+def _divide(values: Array, divisor: Array) -> Array:
+    """values / divisor; 0 where both are 0."""
+    return values / jnp.where(divisor > 0, divisor, 1)
 
 
 def _kth_largest(x: Array, k: int, axis_name: str | None) -> Array:
@@ -135,15 +172,14 @@ def _kth_largest(x: Array, k: int, axis_name: str | None) -> Array:
     return lax.bitcast_convert_type(prefix, jnp.float32)
 
 
-def create_loss_fn(
+def create_loss(
     config: LossConfig, num_pixels: int, class_weights: Sequence[float] | None = None
-) -> Callable[..., Array]:
+) -> CrossEntropy:
     """The config's loss over a global batch of crops that hold num_pixels in all."""
     if config.name == "cross_entropy":
-        return functools.partial(cross_entropy, class_weights=class_weights)
-    return functools.partial(
-        bootstrapped_cross_entropy,
+        return CrossEntropy(class_weights)
+    return BootstrappedCrossEntropy(
+        class_weights,
         min_pixels=max(1, int(num_pixels * config.min_pixel_share)),
         threshold=config.threshold,
-        class_weights=class_weights,
     )

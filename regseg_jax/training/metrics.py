@@ -73,6 +73,19 @@ class Scores:
         return float(np.mean(others[~np.isnan(others)])) if np.isfinite(others).any() else np.nan
 
 
+def count_confusion(label: np.ndarray, prediction: np.ndarray, num_classes: int) -> np.ndarray:
+    """Counts the pixels of one image on the host: i64[num_classes, num_classes].
+
+    Args:
+      label: integers [H, W]; values outside [0, num_classes) are left out.
+      prediction: integers [H, W], in [0, num_classes).
+      num_classes: the size of the matrix.
+    """
+    valid = (label >= 0) & (label < num_classes)
+    cells = label[valid].astype(np.int64) * num_classes + prediction[valid]
+    return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
 def compute_scores(confusion_matrix: np.ndarray) -> Scores:
     """IoU = intersection / union of labels and predictions, for each class, and their mean."""
     matrix = np.asarray(confusion_matrix, np.int64)

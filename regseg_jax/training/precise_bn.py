@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import Array
+from jax import Array, lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from regseg_jax.models.layers import BATCH_NORM_UPDATE
 from regseg_jax.models.regseg import RegSeg
 from regseg_jax.training.sharding import BATCH_AXIS, replicated, shard_batch
-from regseg_jax.training.steps import AugmentFn, augment_batch
+from regseg_jax.training.steps import AugmentFn, augment_batch, split_batch
 from regseg_jax.training.train_state import TrainState
 
 CreateBatches = Callable[..., contextlib.AbstractContextManager[Iterator[dict[str, np.ndarray]]]]
@@ -36,6 +36,7 @@ class PreciseBatchNorm:
       create_batches: makes an iterator over the batches of steps start_step to num_steps - 1.
       mesh: of the run.
       num_steps: batches to average over; 0: states are left as they are.
+      accumulation_steps: as in training, see `steps.create_train_step`.
     """
 
     def __init__(
@@ -47,12 +48,20 @@ class PreciseBatchNorm:
         mesh: Mesh,
         *,
         num_steps: int,
+        accumulation_steps: int = 1,
     ):
         self._create_batches = create_batches
         self._mesh = mesh
         self._num_steps = num_steps
         self._add_batch = jax.jit(
-            create_add_batch(model, augment_fn, rng, mesh, num_steps=num_steps),
+            create_add_batch(
+                model,
+                augment_fn,
+                rng,
+                mesh,
+                num_steps=num_steps,
+                accumulation_steps=accumulation_steps,
+            ),
             donate_argnums=0,
             out_shardings=replicated(mesh),
         )
@@ -77,7 +86,13 @@ class PreciseBatchNorm:
 
 
 def create_add_batch(
-    model: RegSeg, augment_fn: AugmentFn, rng: Array, mesh: Mesh, *, num_steps: int
+    model: RegSeg,
+    augment_fn: AugmentFn,
+    rng: Array,
+    mesh: Mesh,
+    *,
+    num_steps: int,
+    accumulation_steps: int = 1,
 ) -> Callable[[Any, Any, dict[str, Array], Array], Any]:
     """Builds the computation of a batch, for the caller to jit; arguments as above.
 
@@ -90,8 +105,13 @@ def create_add_batch(
     @functools.partial(jax.shard_map, mesh=mesh, in_specs=(P(), P(), P(BATCH_AXIS)), out_specs=P())
     def update_stats(params: Any, batch_stats: Any, images: Array) -> Any:
         variables = {"params": params, "batch_stats": batch_stats}
-        _, mutated = model.apply(variables, images, train=True, mutable=["batch_stats"])
-        return mutated["batch_stats"]
+
+        def update(images: Array) -> Any:
+            _, mutated = model.apply(variables, images, train=True, mutable=["batch_stats"])
+            return mutated["batch_stats"]
+
+        stats = lax.map(update, split_batch(images, accumulation_steps))
+        return jax.tree.map(lambda x: x.mean(0), stats)
 
     def add_batch(total: Any, params: Any, batch: dict[str, Array], step: Array) -> Any:
         images, _ = augment_batch(augment_fn, batch, rng, step)

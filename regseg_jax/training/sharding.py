@@ -21,36 +21,49 @@ SHUTDOWN_TIMEOUT_SECONDS = 300
 def join_processes() -> None:
     """Connects to the other processes of the run.
 
-    Slurm, Kubernetes and TPU pods are recognised by JAX itself; elsewhere JAX_COORDINATOR_ADDRESS,
-    JAX_NUM_PROCESSES and JAX_PROCESS_ID say who is who.
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say who is who, and then nothing
+    else is asked. Without them JAX itself recognises Slurm and TPU pods.
     """
     numbers = [os.environ.get(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")]
     num_processes, process_id = (None if number is None else int(number) for number in numbers)
+    is_told = "JAX_COORDINATOR_ADDRESS" in os.environ and None not in numbers
     jax.distributed.initialize(
         num_processes=num_processes,
         process_id=process_id,
+        cluster_detection_method="deactivate" if is_told else None,
         heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_SECONDS,
         shutdown_timeout_seconds=SHUTDOWN_TIMEOUT_SECONDS,
     )
 
 
-def create_mesh(batch_size: int, key: str = "global_batch_size") -> Mesh:
+def create_mesh(
+    batch_size: int, key: str = "global_batch_size", *, accumulation_steps: int = 1
+) -> Mesh:
     """A one-axis mesh over every device of every process, for data parallelism.
 
     Args:
       batch_size: what is sharded over the mesh, in images.
       key: of the config that sets it, for the message.
+      accumulation_steps: parts that a device takes its images in.
 
     Raises:
-      ValueError: if the batch does not divide evenly over the devices.
+      ValueError: if the batch does not divide evenly over the devices and their parts.
     """
     num_devices = jax.device_count()
-    if batch_size % num_devices:
-        raise ValueError(
-            f"config.{key} is {batch_size}, which does not divide over {num_devices} devices; "
-            f"set a multiple of {num_devices}"
-        )
+    check_divides(batch_size, key, num_devices, accumulation_steps)
     return jax.make_mesh((num_devices,), (BATCH_AXIS,), axis_types=(AxisType.Auto,))
+
+
+def check_divides(batch_size: int, key: str, num_devices: int, accumulation_steps: int = 1) -> None:
+    """Raises ValueError if a batch does not divide over devices and their micro-batches."""
+    parts, divisor = f"{num_devices} devices", num_devices * accumulation_steps
+    if accumulation_steps > 1:
+        parts += f" with config.accumulation_steps={accumulation_steps} on each"
+    if batch_size % divisor:
+        raise ValueError(
+            f"config.{key} is {batch_size}, which does not divide over {parts}; "
+            f"set a multiple of {divisor}"
+        )
 
 
 def single_device_mesh() -> Mesh:

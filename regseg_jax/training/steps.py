@@ -21,13 +21,13 @@ from jax.sharding import PartitionSpec as P
 from regseg_jax.models.regseg import RegSeg
 from regseg_jax.ops.resize import upsample_bilinear
 from regseg_jax.ops.upsampled_loss import upsampled_argmax
+from regseg_jax.training.losses import CrossEntropy
 from regseg_jax.training.metrics import ConfusionMatrix
 from regseg_jax.training.optimizer import Schedule
 from regseg_jax.training.sharding import BATCH_AXIS
 from regseg_jax.training.train_state import TrainState
 
 Batch = dict[str, Array]
-LossFn = Callable[..., Array]
 AugmentFn = Callable[..., tuple[Array, Array]]
 
 
@@ -40,17 +40,36 @@ def augment_batch(
     return augment_fn(batch["image"], batch["label"], step_rng, **crop_parameters)
 
 
+def split_batch(batch: Any, num_parts: int, *, contiguous: bool = False) -> Any:
+    """Cuts a device's images (or arrays of them, a pytree) into micro-batches.
+
+    Image i of the global batch is in part i mod num_parts, on any number of devices; or, if
+    contiguous, the parts are as the shards of num_parts times as many devices would be.
+
+    Returns:
+      [b, ...] as [num_parts, b / num_parts, ...].
+    """
+
+    def split(x: Array) -> Array:
+        if contiguous:
+            return x.reshape(num_parts, -1, *x.shape[1:])
+        return x.reshape(-1, num_parts, *x.shape[1:]).swapaxes(0, 1)
+
+    return jax.tree.map(split, batch)
+
+
 def create_train_step(
     model: RegSeg,
     tx: optax.GradientTransformationExtraArgs,
     learning_rate_fn: Schedule,
-    loss_fn: LossFn,
+    loss_fn: CrossEntropy,
     augment_fn: AugmentFn,
     rng: Array,
     mesh: Mesh,
     *,
     ema_decay: float = 0.0,
     batch_norm_per_device: bool = False,
+    accumulation_steps: int = 1,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
     """Builds the training step: augment, forward, backward, update.
 
@@ -58,8 +77,7 @@ def create_train_step(
       model: its dtype is the precision of the forward and backward passes.
       tx: its `update` gets the step's number as `step`.
       learning_rate_fn: tx's, for the metric.
-      loss_fn: (logits [b, h / s, w / s, num_classes] of the decoder's stride s, labels
-        i32[b, h, w], axis_name=) -> f32[], of the global batch that the axis's devices hold.
+      loss_fn: of the global batch.
       augment_fn: (images, labels, rng, **the batch's other entries) -> (f32[B, h, w, 3],
         i32[B, h, w]).
       rng: of the run; each step folds in its number.
@@ -69,6 +87,10 @@ def create_train_step(
       batch_norm_per_device: whether batch norm's statistics are those of each device's images,
         not those of the global batch, which saves a sum over devices per layer. The running
         statistics are the mean over devices.
+      accumulation_steps: micro-batches that a device takes one after another, adding up their
+        gradients, to save memory. Loss and gradients are those of the whole batch, but batch norm's
+        statistics are those of a micro-batch; the running statistics, which move once a step, take
+        their mean. A bootstrapped loss finds the whole batch's hard pixels in a forward pass more.
 
     Returns:
       A function of (state, {"image": uint8[B, H, W, 3], "label": uint8[B, H, W]}) to the next
@@ -94,11 +116,13 @@ def create_train_step(
     ) -> tuple[DynamicScale | None, Array, Array, Any, Array]:
         """Loss, new statistics and gradients (as one vector), the same on every device."""
         flat_params, unravel = ravel_pytree(params)
+        # Each device has a copy of its own, whose gradient is that of the device's images: the sum
+        # over devices is one of one vector, after the last micro-batch.
+        flat_params = lax.pcast(flat_params, BATCH_AXIS, to="varying")
+        scale = dynamic_scale.scale if dynamic_scale else 1
+        parts = split_batch((images, labels), accumulation_steps, contiguous=batch_norm_per_device)
 
-        def compute_loss(flat_params: Array) -> tuple[Array, Any]:
-            # From here on each device has a copy of its own: the transpose, on the way back, is
-            # the sum of the gradients over devices, of one vector in one call.
-            flat_params = lax.pcast(flat_params, BATCH_AXIS, to="varying")
+        def apply(flat_params: Array, images: Array) -> tuple[Array, Any]:
             logits, mutated = model.apply(
                 {"params": unravel(flat_params), "batch_stats": batch_stats},
                 images,
@@ -106,17 +130,45 @@ def create_train_step(
                 mutable=["batch_stats"],
             )
             new_stats = mutated["batch_stats"]
-            if batch_norm_per_device:
-                new_stats = lax.pmean(new_stats, BATCH_AXIS)
-            return loss_fn(logits, labels, axis_name=BATCH_AXIS), new_stats
+            return logits, lax.pmean(new_stats, BATCH_AXIS) if batch_norm_per_device else new_stats
 
-        if dynamic_scale is None:
-            grad_fn = jax.value_and_grad(compute_loss, has_aux=True)
-            (loss, batch_stats), grads = grad_fn(flat_params)
-            return None, jnp.bool_(True), loss, batch_stats, grads
-        grad_fn = dynamic_scale.value_and_grad(compute_loss, has_aux=True)
-        dynamic_scale, is_finite, (loss, batch_stats), grads = grad_fn(flat_params)
-        return dynamic_scale, is_finite, loss, batch_stats, grads
+        def compute_pixel_losses() -> Array:
+            def compute(part: tuple[Array, Array]) -> Array:
+                return loss_fn.pixel_losses(apply(flat_params, part[0])[0], part[1])
+
+            return lax.map(compute, parts)
+
+        pixel_weights = None
+        if accumulation_steps > 1:
+            pixel_weights = loss_fn.weigh(parts[1], compute_pixel_losses, axis_name=BATCH_AXIS)
+
+        def compute_scaled_loss(
+            flat_params: Array, images: Array, labels: Array, pixel_weights: Array | None
+        ) -> tuple[Array, tuple[Array, Any]]:
+            logits, new_stats = apply(flat_params, images)
+            loss = loss_fn(logits, labels, pixel_weights=pixel_weights, axis_name=BATCH_AXIS)
+            return scale * loss, (loss, new_stats)
+
+        def add_part(grads: Array, part: tuple) -> tuple[Array, tuple[Array, Any]]:
+            part_grads, results = jax.grad(compute_scaled_loss, has_aux=True)(flat_params, *part)
+            return grads + part_grads, results
+
+        grads, (losses, stats) = lax.scan(
+            add_part,
+            jnp.zeros_like(flat_params),
+            (*parts, pixel_weights),
+            unroll=accumulation_steps == 1,  # without a loop
+        )
+        grads = lax.psum(grads, BATCH_AXIS)
+        is_finite = jnp.bool_(True)
+        if dynamic_scale:
+            grads /= scale
+            # Flax checks and unscales gradients of functions alone: here of one that has these.
+            dynamic_scale, is_finite, _, grads = dynamic_scale.value_and_grad(
+                lambda x: jnp.vdot(x, grads)
+            )(grads)
+        batch_stats = jax.tree.map(lambda x: x.mean(0), stats)
+        return dynamic_scale, is_finite, losses.sum(), batch_stats, grads
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         images, labels = augment_batch(augment_fn, batch, rng, state.step)

@@ -15,7 +15,12 @@ from regseg_jax.models.variants import Variant, get_variant
 from regseg_jax.runtime.packages import require_packages
 from regseg_jax.weights import metadata as metadata_of
 from regseg_jax.weights import safetensors_files
-from regseg_jax.weights.names import count_classes, find_matching_variants, from_torch
+from regseg_jax.weights.names import (
+    count_classes,
+    find_matching_variants,
+    from_torch,
+    read_counters,
+)
 from regseg_jax.weights.prefixes import strip_prefix
 
 # The weights that ship with the package: NAME.safetensors, each with its model card NAME.md.
@@ -31,6 +36,8 @@ class LoadedWeights:
       variables: {"params", "batch_stats"}, f32 arrays of numpy.
       class_table: the classes, in the order of the logits.
       image_size: height and width that images are resized to first; (): left as they are.
+      step: of the checkpoint; 0 if the file does not say it.
+      counters: batches that each batch norm saw before the first step, by PyTorch's names.
       report: one line for the user: what was read, and what was assumed.
     """
 
@@ -38,6 +45,8 @@ class LoadedWeights:
     variables: dict[str, Any]
     class_table: ClassTable
     image_size: tuple[int, ...]
+    step: int
+    counters: dict[str, int]
     report: str
 
     def create_model(self, dtype: DTypeLike = jnp.float32) -> RegSeg:
@@ -83,12 +92,16 @@ def load_weights(path_or_name: str | os.PathLike, model_name: str | None = None)
         raise ValueError(f"{path} has no classifier, so it holds no weights of a whole model")
     variables = from_torch(file.arrays, RegSeg(variant, num_classes))
     class_table, assumed = metadata_of.find_class_table(file.metadata, num_classes)
+    step = file.metadata.get("step", 0)
+    counters = {name: count - step for name, count in read_counters(file.arrays).items()}
     report = f"{file.report}; {variant.name}, {num_classes} classes"
     return LoadedWeights(
         variant,
         variables,
         class_table,
         tuple(file.metadata.get("image_size", ())),
+        step,
+        counters,
         f"{report}; {assumed}" if assumed else report,
     )
 

@@ -135,6 +135,11 @@ def _without_counters(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndar
     }
 
 
+def read_counters(state_dict: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """How many batches each batch norm has seen, by PyTorch's names."""
+    return {name: int(count) for name, count in state_dict.items() if name.endswith(f".{_COUNTER}")}
+
+
 def to_torch(variables: Mapping, num_batches_tracked: int = 0) -> dict[str, np.ndarray]:
     """Converts Flax variables to a PyTorch state dict: the inverse of `from_torch`.
 

@@ -77,7 +77,16 @@ def test_a_gpu_program_by_part():
     assert program.parts["optimizer"].kernels == 1  # inside the call
     assert program.parts["unnamed"] == hlo.Cost(kernels=1, bytes=800)
     assert program.total.kernels == 7
-    assert program.collectives == {"all-gather": (1, 400), "all-reduce": (1, 120)}
+    gathered, summed = program.collectives
+    assert gathered == ("all-gather", 400, 1, hlo.Cost())  # a constant is no kernel
+    assert summed == ("all-reduce", 120, 1, hlo.Cost())
+
+
+def test_kernels_beside_a_collective():
+    done = "  %done = f32[100]{0} all-gather-done(%start)\n"
+    after = "  %copy.0 = f32[100]{0} copy(%w)\n"
+    gathered, _ = hlo.count_program(GPU_TEXT.replace(done, after + done)).collectives
+    assert gathered.beside == hlo.Cost(kernels=1, bytes=500)
 
 
 def test_a_tpu_program_has_cycles():
@@ -145,7 +154,7 @@ def test_what_devices_send():
         send, mesh=mesh, in_specs=spec, out_specs=(PartitionSpec(), spec), check_vma=False
     )
     program = hlo.count_program(compile_text(mapped, jnp.zeros((2, 50))))
-    assert program.collectives == {"all-reduce": (1, 200), "all-gather": (1, 400)}
+    assert {c[:3] for c in program.collectives} == {("all-reduce", 200, 1), ("all-gather", 400, 1)}
 
 
 def test_every_part_of_a_real_step_is_found():

@@ -14,9 +14,9 @@ def source(tmp_path_factory):
     return load_cityscapes(root, "train", CITYSCAPES)
 
 
-def test_three_ways_are_timed(source):
+def test_four_ways_are_timed(source):
     rates = input_benchmark.compare_ways(source, AugmentConfig((40, 50), 30, 90), num_images=2)
-    assert len(rates) == 3
+    assert len(rates) == 4
     assert all(rate > 0 for rate in rates.values())
 
 

@@ -72,6 +72,13 @@ def test_a_device_of_a_two_core_chip_is_half_of_it():
     assert half.get_peak("float16") is None
 
 
+def test_the_grid_of_links():
+    assert create_devices("h100", [None] * 8).grid == (8,)
+    assert create_devices("h100", [None]).grid == ()
+    assert create_devices("v5e", [(x, y, 0) for x in range(4) for y in range(2)]).grid == (4, 2)
+    assert create_devices("v4", [(0, 0, 0), (0, 0, 0)]).grid == ()  # two cores of a chip
+
+
 def test_a_gpu_s_limit_is_what_jax_allocates():
     assert create_devices("t4", [None]).memory_limit == int(0.75 * 15_642_329_088)
 

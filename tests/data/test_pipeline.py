@@ -232,13 +232,19 @@ def test_evaluation_with_worker_processes(source):
 
 
 LEAVE_A_BATCH_OPEN = """
-import pathlib, sys
+import sys, time
 from absl import flags
+from grain.multiprocessing import SharedMemoryArray
 from regseg_jax.data import pipeline
 from regseg_jax.data.synthetic.scenes import SyntheticScenes
 
+def free_slowly(shm, unlink, free=SharedMemoryArray.close_shm_async):
+    time.sleep(0.2)  # as on a busy machine
+    free(shm, unlink)
+
 if __name__ == "__main__":
     flags.FLAGS(sys.argv[:1])
+    SharedMemoryArray.close_shm_async = free_slowly
     source = SyntheticScenes(num_examples=24, height=32, width=48, seed=0)
     plan, alone = pipeline.EvalPlan.create(source, 4), pipeline.ProcessShard(0, 1)
     with pipeline.create_eval_iterator(source, plan, alone, num_workers=2) as batches:

@@ -16,7 +16,9 @@ from regseg_jax.data.classes import CAMVID
 from regseg_jax.export import export, torch_format
 from regseg_jax.export.export import export_run, write_new_file
 from regseg_jax.export.torch_model import create_torch_model
+from regseg_jax.models.searched_conv import RATES
 from regseg_jax.runs import trained as run
+from regseg_jax.weights.load import load_weights_file
 from regseg_jax.weights.torch_files import load_state_dict_file
 
 
@@ -32,8 +34,8 @@ def workdir(tmp_path_factory, small_backbone) -> pathlib.Path:
 
 
 @pytest.fixture(scope="module")
-def trained(workdir) -> run.TrainedRun:
-    return run.load_run(workdir)
+def trained(workdir) -> run.Trained:
+    return run.Trained.from_run(run.load_run(workdir))
 
 
 def test_a_torch_file_is_a_state_dict_and_plain_data(workdir, tmp_path):
@@ -61,12 +63,13 @@ def test_a_torch_file_is_a_state_dict_and_plain_data(workdir, tmp_path):
 
 
 def test_steps_taken_here_count_as_batches(trained):
-    later = dataclasses.replace(trained, step=7)
     name = "stem.bn.num_batches_tracked"
+    later = dataclasses.replace(trained, step=7, counters={})
     fresh = torch_format.create_trained_torch_model(later).state_dict()
     assert fresh[name] == 7
     assert fresh[name].dtype == torch.int64
-    assert torch_format.create_trained_torch_model(later, {name: 5}).state_dict()[name] == 12
+    later = dataclasses.replace(later, counters={name: 5})
+    assert torch_format.create_trained_torch_model(later).state_dict()[name] == 12
 
 
 @pytest.mark.parametrize("format_name", export.FORMATS)
@@ -102,24 +105,42 @@ def test_options_that_a_torch_file_has_not_are_refused(workdir, tmp_path):
 
 
 @pytest.mark.parametrize("format_name", export.FORMATS)
-def test_weights_that_are_not_finite_are_refused(
-    workdir, trained, tmp_path, monkeypatch, format_name
-):
+def test_weights_that_are_not_finite_are_refused(trained, tmp_path, format_name):
     variables = jax.tree.map(np.array, trained.variables)
     variables["params"]["stem"]["bn"]["bias"][3] = np.nan
     broken = dataclasses.replace(trained, variables=variables)
-    monkeypatch.setattr(export, "load_run", lambda _: broken)
     with pytest.raises(ValueError, match=r"step 0 has NaN or infinity in .*stem.bn.bias"):
-        export_run(workdir, format_name, tmp_path / "a")
+        export_run(broken, format_name, tmp_path / "a")
     assert not any(tmp_path.iterdir())
 
 
-def test_a_search_is_refused(workdir, trained, tmp_path, monkeypatch):
-    search = dataclasses.replace(trained.config.search, enabled=True)
-    config = dataclasses.replace(trained.config, search=search)
-    monkeypatch.setattr(export, "load_run", lambda _: dataclasses.replace(trained, config=config))
+def test_a_search_is_refused(trained, tmp_path):
+    params = {**trained.variables["params"], "conv": {RATES: np.ones(2, np.float32)}}
+    search = dataclasses.replace(trained, variables={**trained.variables, "params": params})
     with pytest.raises(ValueError, match=r"train what it found first: .*run/found\.json"):
-        export_run(workdir, "torch", tmp_path / "a.pt")
+        export_run(search, "torch", tmp_path / "a.pt")
+
+
+def test_averaged_weights_are_exported_where_there_are_some(trained, tmp_path):
+    with pytest.raises(ValueError, match=r"--ema: .*run has no averaged weights"):
+        export_run(trained, "safetensors", tmp_path / "a", ema=True)
+    doubled = jax.tree.map(lambda leaf: 2 * leaf, trained.variables)
+    averaged = dataclasses.replace(trained, ema_variables=doubled)
+    export_run(averaged, "safetensors", tmp_path / "a", ema=True)
+    weights = run.Trained.from_weights(tmp_path / "a")
+    jax.tree.map(np.testing.assert_array_equal, weights.variables, doubled)
+
+
+@pytest.mark.parametrize("format_name", ["safetensors", "torch"])
+def test_a_weights_file_is_exported_as_its_run(workdir, tmp_path, format_name):
+    export_run(workdir, format_name, tmp_path / "a")
+    export_run(run.Trained.from_weights(tmp_path / "a"), "safetensors", tmp_path / "b")
+    export_run(workdir, "safetensors", tmp_path / "c")
+    twice, once = load_weights_file(tmp_path / "b"), load_weights_file(tmp_path / "c")
+    assert twice.metadata == once.metadata
+    assert twice.arrays.keys() == once.arrays.keys()
+    for name, array in once.arrays.items():
+        np.testing.assert_array_equal(twice.arrays[name], array)
 
 
 def test_half_precision_is_of_safetensors(workdir, tmp_path):

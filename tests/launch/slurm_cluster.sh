@@ -29,7 +29,8 @@ SlurmdPort=$(free_port)
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket=$folder/munge.socket
+# A requeued job waits until its credentials have expired; 120 s by default.
+AuthInfo=socket=$folder/munge.socket,cred_expire=30
 CredType=cred/munge
 StateSaveLocation=$folder/state
 SlurmdSpoolDir=$folder/spool
@@ -45,8 +46,7 @@ AccountingStorageType=accounting_storage/none
 MpiDefault=none
 ReturnToService=2
 SchedulerParameters=sched_interval=2,bf_interval=2
-# A requeued job may start again at once.
-KillWait=60
+KillWait=120
 NodeName=$host NodeAddr=127.0.0.1 CPUs=$(nproc --all)
 PartitionName=test Nodes=$host Default=YES MaxTime=INFINITE State=UP OverSubscribe=FORCE:4
 CONF

@@ -6,34 +6,6 @@ from regseg_jax.models import field_of_view, variants
 from regseg_jax.reports import charts
 
 
-def test_curves_follow_the_values():
-    def draw(*losses):
-        records = [{"step": step, "train/loss": loss} for step, loss in enumerate(losses)]
-        return np.asarray(charts.draw_curves(records, "val"))
-
-    assert draw(1.0, 0.5, 0.2).shape == (900, 1000, 3)
-    assert (draw(1.0, 0.5, 0.2) != draw(1.0, 0.7, 0.2)).any()
-
-
-def test_curves_take_records_of_any_kind():
-    records = [
-        {"step": 1, "time": "t", "train/loss": 1.5, "train/learning_rate": 0.1},
-        {"step": 2, "time": "t", "train/loss": None, "train/learning_rate": 0.2},
-        {"step": 2, "time": "t", "val/mean_iou": None},
-        {"step": 4, "time": "t", "val/mean_iou": 0.25},
-    ]
-    charts.draw_curves(records, "val")
-    charts.draw_curves([], "val")
-
-
-def test_the_curve_is_that_of_the_split():
-    def draw(split):
-        records = [{"step": 1, f"{split}/mean_iou": 0.2}, {"step": 2, f"{split}/mean_iou": 0.4}]
-        return np.asarray(charts.draw_curves(records, "test_trained_on"))
-
-    assert (draw("test_trained_on") != draw("val")).any()
-
-
 def test_class_iou_is_sorted_and_marks_absent_classes(monkeypatch):
     figures = []
     render = charts.render_figure

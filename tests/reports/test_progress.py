@@ -35,12 +35,12 @@ def run_steps(bar, clock, steps):
 def test_rates_of_a_resumed_run_leave_out_the_first_step():
     clock = Clock()
     bar = ProgressBar(1000, 8, start_step=900, stream=io.StringIO(), clock=clock)
-    assert bar.rates() == {}
+    assert bar.take_rates() == {}
     run_steps(bar, clock, range(901, 902))
-    assert bar.rates() == {}
+    assert bar.take_rates() == {}
     bar = ProgressBar(1000, 8, start_step=900, stream=io.StringIO(), clock=clock)
     run_steps(bar, clock, range(901, 912))
-    rates = bar.rates()
+    rates = bar.take_rates()
     assert rates["images_per_second"] == pytest.approx(4)
     assert rates["input_wait_share"] == pytest.approx(0.25)
     assert rates["seconds_left"] == pytest.approx(89 * 2)
@@ -52,10 +52,27 @@ def test_pauses_count_in_the_time_left_only():
     run_steps(bar, clock, range(1, 12))
     with bar.paused():
         clock.advance(20)
-    rates = bar.rates()
+    rates = bar.take_rates()
     assert rates["images_per_second"] == pytest.approx(4)
     assert rates["input_wait_share"] == pytest.approx(0.25)
     assert rates["seconds_left"] == pytest.approx(9 * (10 * 2 + 20) / 10)
+
+
+def test_rates_of_a_record_are_of_the_steps_since_the_last():
+    clock = Clock()
+    bar = ProgressBar(101, 8, stream=io.StringIO(), clock=clock)
+    run_steps(bar, clock, range(1, 12))
+    bar.take_rates()
+    with bar.paused():
+        clock.advance(20)
+    for step in range(12, 22):  # twice as slow as before, and never waiting
+        clock.advance(4)
+        bar.update(step)
+    rates = bar.take_rates()
+    assert rates["images_per_second"] == pytest.approx(2)
+    assert rates["input_wait_share"] == 0
+    assert rates["seconds_left"] == pytest.approx(80 * (10 * 2 + 20 + 10 * 4) / 20)
+    assert bar.take_rates() == {}
 
 
 def test_plain_lines_come_every_few_seconds_and_at_the_ends():

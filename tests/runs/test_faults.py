@@ -1,6 +1,7 @@
 """What goes wrong on real machines: dead processes, full disks, damaged files, two starts."""
 
 import contextlib
+import json
 import os
 import pathlib
 import re
@@ -11,6 +12,7 @@ import time
 import pytest
 from small_process import (
     NUM_STEPS,
+    TESTS,
     assert_same_end,
     finish,
     kill,
@@ -60,6 +62,32 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(whole_run, tmp_pat
     assert f"going on from the checkpoint of step {before}" in err
     assert (workdir / "checkpoints" / f"{newest}.damaged").is_dir()
     assert newest == NUM_STEPS
+    assert_same_end(workdir, whole_run)
+
+
+@pytest.mark.slow
+def test_a_clock_that_is_set_back_changes_nothing(whole_run, tmp_path):
+    """By a day, after the first checkpoint, in all that asks Python for the time."""
+    workdir, patch = tmp_path / "run", tmp_path / "patch"
+    patch.mkdir()
+    (patch / "sitecustomize.py").write_text(
+        "import os, time\n"
+        "real, real_ns = time.time, time.time_ns\n"
+        "def shift():\n"
+        f"    return -86400 if os.path.exists({str(workdir / 'checkpoints' / '3')!r}) else 0\n"
+        "time.time = lambda: real() + shift()\n"
+        "time.time_ns = lambda: real_ns() + 10**9 * shift()\n"
+    )
+    paths = os.pathsep.join(map(str, (patch, TESTS, TESTS.parent)))
+    finish(start(workdir, PYTHONPATH=paths))
+    assert_same_end(workdir, whole_run)
+    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in records if "train/loss" in r] == [2, 4, 6, 8, 10, 12]
+    # A start before the time of the checkpoints goes on from the newest of them.
+    shutil.rmtree(workdir / "checkpoints" / str(NUM_STEPS))
+    newest = max(steps_saved(workdir))
+    _, err = finish(start(workdir, PYTHONPATH=paths))
+    assert f"going on from the checkpoint of step {newest}" in err
     assert_same_end(workdir, whole_run)
 
 

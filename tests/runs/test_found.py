@@ -7,15 +7,17 @@ import pytest
 
 from regseg_jax.models import variants
 from regseg_jax.runs.found import draw_rates, save_found
-from regseg_jax.training.rate_search import RateSearch, create_search_model, searched_layers
+from regseg_jax.training.rate_search import ContinuousSearch, create_search_model, searched_layers
 
 
 @pytest.fixture
-def rate_search() -> RateSearch:
+def rate_search() -> ContinuousSearch:
     variant = variants.get_variant("exp48_decoder26")
-    model = create_search_model(variant, 19, jnp.float32, num_branches=2, initial_rate=1)
+    model = create_search_model(
+        variant, 19, jnp.float32, method="continuous", num_branches=2, rate=1
+    )
     layers = searched_layers(model.variant.backbone)
-    return RateSearch(layers, learning_rate=0.1, warmup_steps=0, num_steps=10)
+    return ContinuousSearch(layers, learning_rate=0.1, warmup_steps=0, num_steps=10)
 
 
 def test_found_rates_are_a_variant_with_how_they_were_found(rate_search, tmp_path):

@@ -101,7 +101,9 @@ def test_a_search_starts_from_fixed_rates_of_as_many_branches(small_variant):
         return {path: np.zeros(shape) for path, shape in initial_weights._shapes(model).items()}
 
     variant = variants.Variant("small_decoder12", small_variant.backbone, "decoder12")
-    model = create_search_model(variant, NUM_CLASSES, jnp.float32, num_branches=2, initial_rate=1)
+    model = create_search_model(
+        variant, NUM_CLASSES, jnp.float32, method="continuous", num_branches=2, rate=1
+    )
     arrays = shaped([[1, 1], [1, 2]])
     initial = initial_weights._select("a run", arrays, NUM_CLASSES, model)
     assert initial.arrays.keys() == arrays.keys()

@@ -90,8 +90,16 @@ def test_killed_twice_and_stopped_once_ends_bit_identical(whole_run, tmp_path):
     assert steps == sorted(steps)
 
 
-def test_a_search_killed_and_restarted_ends_bit_identical(tmp_path):
+@pytest.mark.parametrize(
+    ("method", "searched"),
+    [
+        ("relaxed", "rate_logits"),
+        pytest.param("continuous", "dilation_rates", marks=pytest.mark.slow),
+    ],
+)
+def test_a_search_killed_and_restarted_ends_bit_identical(tmp_path, method, searched):
     search = ["model=smalldilated_decoder12", "search.enabled=True", "search.warmup_steps=2"]
+    search += [f"search.method={method}"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     _, err = finish(start(whole, *search))
     assert "found.json" in err
@@ -105,9 +113,10 @@ def test_a_search_killed_and_restarted_ends_bit_identical(tmp_path):
         json.loads((w / "found.json").read_text()) for w in (killed, whole)
     )
     assert killed_found == whole_found
-    rates = read_state(whole, NUM_STEPS)["params"]["backbone"]["stage16_2"]["conv2"]
-    np.testing.assert_array_equal(rates["dilation_rates"], whole_found["found"]["rates"][1])
-    assert (rates["dilation_rates"] != 1).any()
+    end = read_state(whole, NUM_STEPS)["params"]["backbone"]["stage16_2"]["conv2"][searched]
+    rates = end if method == "continuous" else 1 + end.argmax(1)
+    np.testing.assert_array_equal(rates, whole_found["found"]["rates"][1])
+    assert (end != (1 if method == "continuous" else 0)).any()
     records = [json.loads(line) for line in (killed / "metrics.jsonl").read_text().splitlines()]
     moved = [r["search/stage16_2/rate_0"] for r in records if "search/stage16_2/rate_0" in r]
     assert len(moved) == 6

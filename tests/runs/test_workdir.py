@@ -65,9 +65,25 @@ def test_what_does_not_change_the_result_may_change(tmp_path):
         "log_every_steps": 7,
         "checkpoint_every_steps": 9,
         "eval.num_panels": 0,
+        "eval.batch_size": 2,
     }
     claim_workdir(_with(changes), tmp_path)
     assert load_config(tmp_path).data.data_dir == "elsewhere"  # the newest are kept
+
+
+def test_other_images_behind_batch_norm_are_said(tmp_path, capsys):
+    """8 images, on the 8 devices of the tests."""
+    per_device = {"batch_norm_per_device": True, "global_batch_size": 32}
+    for folder, config, changes, now in (
+        ("a", CONFIG, {"accumulation_steps": 4}, "8 images and are over 2"),
+        ("b", _with(per_device), per_device | {"accumulation_steps": 2}, "4 images and are over 2"),
+    ):
+        for start in (config, config, _with(changes)):
+            assert not capsys.readouterr().err
+            claim_workdir(start, tmp_path / folder)
+            record_start(tmp_path / folder)
+        assert f"warning: batch norm's statistics were over {now} from" in capsys.readouterr().err
+    assert _with(per_device).images_per_batch_norm(num_devices=2) == 16
 
 
 def test_check_same_run_with_other_keys_ignored():

@@ -1,10 +1,13 @@
+import contextlib
 import pathlib
+import threading
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.training.dynamic_scale import DynamicScale
+from jax.sharding import Mesh
 
 from regseg_jax.training.checkpoints import CheckpointManager
 from regseg_jax.training.optimizer import create_optimizer
@@ -58,10 +61,12 @@ def _save(manager: CheckpointManager, step: int, mean_iou: float | None = None) 
     return state
 
 
-@pytest.mark.parametrize("half", [False, True])
-def test_restored_state_is_identical_to_the_bit(tmp_path, half):
-    mesh = create_mesh(8)
-    state = replicate(_make_state(7, half=half), mesh)
+@pytest.mark.parametrize(("half", "num_devices"), [(False, 8), (True, 8), (True, 2), (True, 1)])
+def test_restored_state_is_identical_to_the_bit_on_any_number_of_devices(
+    tmp_path, half, num_devices
+):
+    mesh = Mesh(jax.devices()[:num_devices], ("data",))
+    state = replicate(_make_state(7, half=half), create_mesh(8))
     saving = CheckpointManager(tmp_path)
     saving.save(state, 0.5)
     saving.close()
@@ -71,7 +76,7 @@ def test_restored_state_is_identical_to_the_bit(tmp_path, half):
     _assert_identical(restored, state)
     leaves = jax.tree.leaves(restored)
     assert all(leaf.sharding.is_fully_replicated for leaf in leaves)
-    assert all(len(leaf.sharding.device_set) == 8 for leaf in leaves)
+    assert all(len(leaf.sharding.device_set) == num_devices for leaf in leaves)
 
 
 def test_shapes_are_enough_to_restore(tmp_path, manager):
@@ -137,6 +142,42 @@ def test_half_written_folders_are_ignored_and_cleaned(tmp_path):
     assert again.latest_step() == 20
     assert not unfinished.exists()
     again.close()
+
+
+def test_a_save_that_fails_leaves_no_thread_to_wait_for(tmp_path):
+    before = set(threading.enumerate())
+    manager = CheckpointManager(tmp_path)
+    _save(manager, 1)
+    folder = tmp_path / "checkpoints"
+    folder.rename(tmp_path / "elsewhere")
+    folder.write_text("not a folder, so that nothing can be written there, not even by root")
+    with pytest.raises(OSError, match=f"cannot save a checkpoint in {folder}: .*Make room"):
+        _save(manager, 2)
+    with contextlib.suppress(OSError):
+        manager.close()
+    for thread in set(threading.enumerate()) - before:
+        if not thread.daemon:
+            thread.join(timeout=20)
+            assert not thread.is_alive(), thread.name
+    assert (tmp_path / "elsewhere" / "1" / "_CHECKPOINT_METADATA").exists()
+
+
+@pytest.mark.parametrize("damage", ["truncated", "emptied"])
+def test_where_every_checkpoint_is_damaged_nothing_starts_from_scratch(tmp_path, damage):
+    manager = CheckpointManager(tmp_path)
+    for step in (1, 2):
+        _save(manager, step)
+    manager.close()
+    for path in (tmp_path / "checkpoints").rglob("*"):
+        if path.is_file():
+            size = path.stat().st_size // 2 if damage == "truncated" else 0
+            path.write_bytes(path.read_bytes()[:size])
+    for _ in range(2):
+        manager = CheckpointManager(tmp_path)
+        with pytest.raises(ValueError, match=r"none of the checkpoints in .* can be read"):
+            manager.restore_newest(_make_state(1))
+        manager.close()
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 2
 
 
 def test_another_class_count_is_named(manager):

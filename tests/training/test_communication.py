@@ -19,15 +19,16 @@ from regseg_jax.data.augment import AugmentConfig, augment, normalize
 from regseg_jax.models.regseg import RegSeg
 from regseg_jax.models.variants import Backbone, Block, Variant
 from regseg_jax.ops.conv import grouped_conv
-from regseg_jax.training.losses import bootstrapped_cross_entropy, cross_entropy
+from regseg_jax.training.losses import BootstrappedCrossEntropy, CrossEntropy
 from regseg_jax.training.optimizer import create_learning_rate_fn, create_optimizer
 from regseg_jax.training.precise_bn import create_add_batch
-from regseg_jax.training.rate_search import RateSearch, create_search_model, searched_layers
+from regseg_jax.training.rate_search import ContinuousSearch, create_search_model, searched_layers
 from regseg_jax.training.sharding import batch_sharded, replicated
 from regseg_jax.training.steps import create_classify_fn, create_eval_step, create_train_step
 from regseg_jax.training.train_state import create_train_state
 
 LEARNING_RATE_FN = create_learning_rate_fn(0.05, 10, 2)
+CROSS_ENTROPY = CrossEntropy()
 TX = create_optimizer(LEARNING_RATE_FN, 1e-4)
 AUGMENT_FN = functools.partial(augment, config=AugmentConfig((32, 48), 24, 64))
 
@@ -86,7 +87,7 @@ def _variables(model: RegSeg, mesh: Mesh) -> Any:
 def _count_of_train_step(
     model: RegSeg,
     mesh: Mesh,
-    loss_fn: Callable = cross_entropy,
+    loss_fn: CrossEntropy = CROSS_ENTROPY,
     tx: Any = TX,
     dynamic_scale: Any = None,
     **options: Any,
@@ -123,7 +124,7 @@ def test_a_step_sends_two_sums_a_batch_norm_and_the_gradients(model, mesh):
 
 def test_a_bootstrapped_loss_sends_counts_and_a_loss_scale_nothing(model, mesh):
     """With statistics per device, to see what is left."""
-    loss_fn = functools.partial(bootstrapped_cross_entropy, min_pixels=50)
+    loss_fn = BootstrappedCrossEntropy(min_pixels=50)
     scale = jax.eval_shape(lambda: DynamicScale(fin_steps=jnp.int32(0), scale=jnp.float32(1)))
     counts = _count_of_train_step(
         model, mesh, loss_fn, dynamic_scale=scale, batch_norm_per_device=True
@@ -133,10 +134,20 @@ def test_a_bootstrapped_loss_sends_counts_and_a_loss_scale_nothing(model, mesh):
     assert counts["all-reduce"] <= 7
 
 
+def test_micro_batches_send_their_gradients_together(model, mesh):
+    """With statistics per device, to see what is left."""
+    counts = _count_of_train_step(model, mesh, batch_norm_per_device=True, accumulation_steps=2)
+    assert counts.keys() == {"all-reduce"}
+    # Of labelled pixels; of loss and statistics, in a loop; of the gradients.
+    assert counts["all-reduce"] <= 4
+
+
 def test_the_search_of_dilation_rates_sends_nothing_else(variant, mesh):
-    model = create_search_model(variant, 11, jnp.float32, num_branches=2, initial_rate=1)
+    model = create_search_model(
+        variant, 11, jnp.float32, method="continuous", num_branches=2, rate=1
+    )
     layers = searched_layers(model.variant.backbone)
-    tx = RateSearch(layers, 0.1, warmup_steps=2, num_steps=10).create_optimizer(TX)
+    tx = ContinuousSearch(layers, 0.1, warmup_steps=2, num_steps=10).create_optimizer(TX)
     counts = _count_of_train_step(model, mesh, tx=tx, batch_norm_per_device=True)
     assert counts.keys() == {"all-reduce"}
     assert counts["all-reduce"] <= 4

@@ -25,6 +25,20 @@ from regseg_jax.training.sharding import batch_sharded, replicated
 SIZE = (40, 64)
 
 
+@pytest.mark.parametrize(
+    ("every_epochs", "num_steps", "expected"),
+    [
+        (0, 100, list(range(10, 101, 10))),
+        (0, 12, [2, 3, 4, 5, 6, 8, 9, 10, 11, 12]),
+        (0, 3, [1, 2, 3]),
+        (2, 25, [8, 16, 24, 25]),  # epochs of 4 steps
+    ],
+)
+def test_when_an_evaluation_is_due(every_epochs, num_steps, expected):
+    config, steps = EvalConfig(every_epochs=every_epochs), range(1, num_steps + 1)
+    assert [step for step in steps if config.is_due(step, num_steps, 4)] == expected
+
+
 class Predicted:
     """Examples whose images hold in red what the stand-in for a model predicts."""
 

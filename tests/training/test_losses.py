@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -7,19 +8,19 @@ import torch
 from golden import author
 from jax.sharding import Mesh, PartitionSpec
 
-from regseg_jax.training.losses import (
-    bootstrapped_cross_entropy,
-    cross_entropy,
-)
+from regseg_jax.training.losses import BootstrappedCrossEntropy, CrossEntropy
 
 NUM_CLASSES = 5
 CLASS_WEIGHTS = (0.5, 2.0, 0.25, 1.0, 3.0)
 
 # The value and its gradient; K and the threshold are traced, so that each compiles once a shape.
-CROSS_ENTROPY = jax.jit(jax.value_and_grad(cross_entropy), static_argnames="ignore_label")
-BOOTSTRAPPED = jax.jit(
-    jax.value_and_grad(bootstrapped_cross_entropy), static_argnames="ignore_label"
-)
+CROSS_ENTROPY = jax.jit(jax.value_and_grad(CrossEntropy()))
+
+
+@jax.jit
+def BOOTSTRAPPED(logits, labels, min_pixels, threshold=0.3):
+    loss_fn = BootstrappedCrossEntropy(min_pixels=min_pixels, threshold=threshold)
+    return jax.value_and_grad(loss_fn)(logits, labels)
 
 
 def _random_case(seed: int, scale: float = 3) -> tuple[np.ndarray, np.ndarray]:
@@ -58,12 +59,9 @@ def test_cross_entropy_against_its_definition():
 def test_another_ignore_label():
     logits, labels = _random_case(0)
     other = np.where(labels == 255, -1, labels)
-    expected, _ = CROSS_ENTROPY(logits, labels)
-    result, _ = CROSS_ENTROPY(logits, other, ignore_label=-1)
-    np.testing.assert_allclose(result, expected, rtol=1e-6)
-    expected, _ = BOOTSTRAPPED(logits, labels, 20)
-    result, _ = BOOTSTRAPPED(logits, other, 20, ignore_label=-1)
-    np.testing.assert_allclose(result, expected, rtol=1e-6)
+    for loss_fn in (CrossEntropy(), BootstrappedCrossEntropy(min_pixels=20)):
+        result = dataclasses.replace(loss_fn, ignore_label=-1)(logits, other)
+        np.testing.assert_allclose(result, loss_fn(logits, labels), rtol=1e-6)
 
 
 def test_ignored_pixels_have_no_influence():
@@ -139,11 +137,9 @@ def test_bootstrapped_gradient_is_that_of_the_hard_pixels():
 def test_same_loss_on_eight_devices(min_pixels, class_weights):
     logits, labels = _random_case(7)
     labels[0] = 255  # devices with nothing to count
-    loss_fn = functools.partial(cross_entropy, class_weights=class_weights)
+    loss_fn = CrossEntropy(class_weights)
     if min_pixels:
-        loss_fn = functools.partial(
-            bootstrapped_cross_entropy, min_pixels=min_pixels, class_weights=class_weights
-        )
+        loss_fn = BootstrappedCrossEntropy(class_weights, min_pixels=min_pixels)
     on_each_device = jax.shard_map(
         jax.value_and_grad(functools.partial(loss_fn, axis_name="data")),
         mesh=Mesh(np.array(jax.devices()), ("data",)),
@@ -155,6 +151,35 @@ def test_same_loss_on_eight_devices(min_pixels, class_weights):
     np.testing.assert_allclose(loss, expected, rtol=1e-6)
     np.testing.assert_allclose(grad, expected_grad, rtol=1e-5, atol=1e-9)
     assert len(grad.sharding.device_set) == 8
+
+
+@pytest.mark.parametrize(
+    "loss_fn",
+    [
+        CrossEntropy(),
+        CrossEntropy(CLASS_WEIGHTS),
+        BootstrappedCrossEntropy(min_pixels=20),
+        BootstrappedCrossEntropy(CLASS_WEIGHTS, min_pixels=330),
+    ],
+)
+def test_the_losses_of_parts_add_up_to_the_batch_s(loss_fn):
+    """Parts of different numbers of labelled and hard pixels."""
+    logits, labels = _random_case(11)
+    labels[:3] = 255
+    logits[6:] *= 2
+    losses = loss_fn.pixel_losses(logits, labels)
+    weights = loss_fn.weigh(labels, lambda: losses)
+    expected, expected_grad = jax.value_and_grad(loss_fn)(logits, labels)
+    parts = [
+        jax.value_and_grad(loss_fn)(
+            logits[i : i + 4], labels[i : i + 4], pixel_weights=weights[i : i + 4]
+        )
+        for i in (0, 4)
+    ]
+    np.testing.assert_allclose(sum(loss for loss, _ in parts), expected, rtol=1e-6)
+    grad = np.concatenate([grad for _, grad in parts])
+    np.testing.assert_allclose(grad, expected_grad, rtol=1e-5, atol=1e-9)
+    assert abs(float(parts[0][0] - parts[1][0])) > 0.1  # not halves of it
 
 
 def _torch_loss(
@@ -170,9 +195,7 @@ def _torch_loss(
 
 def test_class_weights_as_in_torch():
     logits, labels = _random_case(8)
-    loss, grad = jax.jit(
-        jax.value_and_grad(functools.partial(cross_entropy, class_weights=CLASS_WEIGHTS))
-    )(logits, labels)
+    loss, grad = jax.jit(jax.value_and_grad(CrossEntropy(CLASS_WEIGHTS)))(logits, labels)
     expected, leaf = _torch_loss(logits, labels, "mean")
     expected.backward()
     np.testing.assert_allclose(loss, expected.item(), rtol=1e-6)
@@ -184,12 +207,7 @@ def test_class_weights_as_in_torch():
 @pytest.mark.parametrize(("min_pixels", "threshold"), [(40, 1e6), (40, 1.0)])
 def test_bootstrapped_weighs_pixels_before_it_selects(min_pixels, threshold):
     logits, labels = _random_case(9)
-    loss_fn = functools.partial(
-        bootstrapped_cross_entropy,
-        min_pixels=min_pixels,
-        threshold=threshold,
-        class_weights=CLASS_WEIGHTS,
-    )
+    loss_fn = BootstrappedCrossEntropy(CLASS_WEIGHTS, min_pixels=min_pixels, threshold=threshold)
     losses, leaf = _torch_loss(logits, labels, "none")
     hard = losses.flatten().sort(descending=True).values
     expected = (hard[hard > threshold] if threshold == 1.0 else hard[:min_pixels]).mean()
@@ -202,13 +220,11 @@ def test_bootstrapped_weighs_pixels_before_it_selects(min_pixels, threshold):
 
 def test_a_class_without_weight_is_left_out_and_all_without_are_zero():
     logits, labels = _random_case(10)
-    loss, grad = jax.value_and_grad(functools.partial(cross_entropy, class_weights=5 * (0.0,)))(
-        logits, labels
-    )
+    loss, grad = jax.value_and_grad(CrossEntropy(5 * (0.0,)))(logits, labels)
     assert loss == 0
     assert not np.asarray(grad).any()
-    expected = cross_entropy(logits, np.where(labels == 2, 255, labels))
-    loss = cross_entropy(logits, labels, class_weights=(1.0, 1.0, 0.0, 1.0, 1.0))
+    expected = CrossEntropy()(logits, np.where(labels == 2, 255, labels))
+    loss = CrossEntropy((1.0, 1.0, 0.0, 1.0, 1.0))(logits, labels)
     np.testing.assert_allclose(loss, expected, rtol=1e-6)
 
 

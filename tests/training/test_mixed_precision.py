@@ -19,7 +19,7 @@ from small_import import NAME, NUM_CLASSES
 
 from regseg_jax.export.torch_model import create_torch_model
 from regseg_jax.models.regseg import create_model
-from regseg_jax.training.losses import cross_entropy
+from regseg_jax.training.losses import CrossEntropy
 from regseg_jax.weights.names import from_torch, to_torch
 
 LOSS_SCALES = {"float32": 1.0, "bfloat16": 1.0, "float16": 2.0**10}
@@ -53,7 +53,7 @@ def _compute_jax_gradients(precision: str, batch) -> dict[str, np.ndarray]:
             train=True,
             mutable=["batch_stats"],
         )
-        return scale * cross_entropy(logits, batch[1])
+        return scale * CrossEntropy()(logits, batch[1])
 
     gradients = jax.jit(jax.grad(loss_fn))(variables["params"])
     arrays = to_torch({"params": gradients, "batch_stats": variables["batch_stats"]})

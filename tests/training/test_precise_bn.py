@@ -62,6 +62,18 @@ def _images(step: int) -> np.ndarray:
     )
 
 
+def test_statistics_are_those_of_micro_batches_where_training_has_them(state):
+    mesh = Mesh(np.array(jax.devices()[:2]), ("data",))
+    precise = PreciseBatchNorm(
+        TwoNorms(), _augment, RNG, _create_batches, mesh, num_steps=2, accumulation_steps=2
+    )
+    result = precise(replicate(jax.device_get(state), mesh))
+    parts = [_images(step)[i::2] for step in range(2) for i in range(2)]
+    variances = [x.var((0, 1, 2), ddof=1) for x in parts]
+    first = result.batch_stats["first"]
+    np.testing.assert_allclose(first["var"], np.mean(variances, 0), rtol=1e-4)
+
+
 def test_statistics_are_the_mean_over_batches_whatever_they_were(mesh, state):
     precise = PreciseBatchNorm(TwoNorms(), _augment, RNG, _create_batches, mesh, num_steps=2)
     result = precise(state)

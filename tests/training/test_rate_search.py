@@ -8,13 +8,16 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from regseg_jax.models import field_of_view, variants
+from regseg_jax.models.blocks import DilatedConv
 from regseg_jax.models.regseg import RegSeg
-from regseg_jax.models.searched_conv import SearchedConv
+from regseg_jax.models.searched_conv import RelaxedConv, SearchedConv
 from regseg_jax.training.optimizer import create_optimizer
 from regseg_jax.training.rate_search import (
-    RateSearch,
+    ContinuousSearch,
+    RelaxedSearch,
     clamp_rates,
     compute_tap_width,
+    compute_temperature,
     create_search_model,
     searched_layers,
 )
@@ -22,13 +25,15 @@ from regseg_jax.training.rate_search import (
 
 @pytest.fixture(scope="module")
 def search_model(small_variant) -> RegSeg:
-    return create_search_model(small_variant, 11, jnp.float32, num_branches=2, initial_rate=3)
+    return create_search_model(
+        small_variant, 11, jnp.float32, method="continuous", num_branches=2, rate=3
+    )
 
 
 @pytest.fixture(scope="module")
-def rate_search(search_model) -> RateSearch:
+def rate_search(search_model) -> ContinuousSearch:
     layers = searched_layers(search_model.variant.backbone)
-    return RateSearch(layers, learning_rate=0.5, warmup_steps=4, num_steps=14, tap_width=4.0)
+    return ContinuousSearch(layers, learning_rate=0.5, warmup_steps=4, num_steps=14, tap_width=4.0)
 
 
 def _tree(layers, rates, kernel):
@@ -56,7 +61,9 @@ def test_the_blocks_at_16_are_searched(search_model):
 @pytest.mark.parametrize("name", ["exp30", "exp48", "exp53", "regnety600mf"])
 def test_every_backbone_can_be_searched_from_any_rate(name):
     variant = variants.get_variant(f"{name}_decoder26")
-    model = create_search_model(variant, 19, jnp.float32, num_branches=2, initial_rate=9)
+    model = create_search_model(
+        variant, 19, jnp.float32, method="continuous", num_branches=2, rate=9
+    )
     assert field_of_view.find_gaps(model.variant.backbone) == ()
     rates = variants.get_dilation_rates(model.variant.backbone)
     assert {len(block) for block in rates} == {2}
@@ -66,7 +73,7 @@ def test_every_backbone_can_be_searched_from_any_rate(name):
 def test_branches_that_do_not_divide_are_refused():
     variant = variants.get_variant("exp48_decoder26")
     with pytest.raises(ValueError, match="block 0 has 3 rates; its 256 channels in groups of 16"):
-        create_search_model(variant, 19, jnp.float32, num_branches=3, initial_rate=1)
+        create_search_model(variant, 19, jnp.float32, num_branches=3, method="continuous", rate=1)
 
 
 def test_rates_are_clamped_to_a_bound_that_moves_with_those_before():
@@ -81,7 +88,7 @@ def test_rates_are_clamped_to_a_bound_that_moves_with_those_before():
 
 def test_rounding_keeps_under_the_bound_and_sorts(rate_search):
     # 2.5 rounds to 2: the bound behind it falls from 8 to 7.
-    search = RateSearch(
+    search = ContinuousSearch(
         searched_layers(variants.BACKBONES["exp48"])[:3], 0.1, warmup_steps=0, num_steps=1
     )
     rates = np.array([[2.5, 1.2], [8.0, 3.4], [5.5, 5.4]], np.float32)
@@ -147,6 +154,100 @@ def test_taps_narrow_from_the_end_of_the_warm_up_to_the_middle_of_the_search():
     np.testing.assert_allclose(widths, [4, 4, 2, 1, 1], rtol=1e-6)
 
 
+def test_candidates_sharpen_in_the_second_half_of_the_search():
+    values = [float(compute_temperature(0.01, progress)) for progress in (-1, 0.4, 0.6, 0.8, 1)]
+    np.testing.assert_allclose(values, [1, 1, 0.1, 0.01, 0.01], rtol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def relaxed_search(small_variant) -> RelaxedSearch:
+    model = create_search_model(
+        small_variant, 11, jnp.float32, method="relaxed", num_branches=2, rate=5
+    )
+    layers = searched_layers(model.variant.backbone)
+    return RelaxedSearch(layers, 0.5, warmup_steps=4, num_steps=14, temperature=0.01)
+
+
+def _relaxed_tree(logits, kernel):
+    names = ("stage16_1", "stage16_2")
+    return {
+        "backbone": {
+            name: {
+                "conv2": {
+                    "rate_logits": jnp.array(block),
+                    "temperature": jnp.float32(1),
+                    "convs_0": {"kernel": kernel},
+                }
+            }
+            for name, block in zip(names, logits, strict=True)
+        }
+    }
+
+
+def test_candidates_reach_to_the_bound_and_to_the_largest_asked_for(relaxed_search):
+    # The bound is 1; behind a rate of 1 it is 3, see above.
+    assert [max(layer.dilation_rates) for layer in relaxed_search.layers] == [1, 3]
+
+
+def test_the_likeliest_candidates_under_the_bound_are_found():
+    layers = searched_layers(variants.BACKBONES["exp48"])[:2]  # bounds 3, then at most 9
+    search = RelaxedSearch(layers, 0.1, warmup_steps=0, num_steps=1)
+    # The likeliest of the second block, 8 and 9, are only legal behind a 3.
+    second = np.array([8 * [0] + [1], 4 * [0] + [2, 0, 0, 3, 0]], np.float32)
+    for first, expected in (
+        ([[0, 1, 0], [0, 0, 1]], [[2, 3], [9, 8]]),
+        ([[1, 0, 0], [0, 1, 0]], [[1, 2], [1, 5]]),
+    ):
+        params = _relaxed_tree([first, second], jnp.ones(2))
+        params["backbone"] = dict(
+            zip((layer.name for layer in layers), params["backbone"].values(), strict=True)
+        )
+        assert search.fetch_rates(params).tolist() == expected
+        assert search.round_rates(search.fetch_rates(params)) == tuple(
+            tuple(sorted(block)) for block in expected
+        )
+    named = search.named_rates(params)
+    assert named[f"search/{layers[1].name}/bound"] == 7
+    expected = np.exp(3) / (7 + np.exp(2) + np.exp(3))
+    assert named[f"search/{layers[1].name}/probability_1"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(("step", "moved", "temperature"), [(0, 0, 1), (4, 0.5, 1), (10, 0.2, 0.1)])
+def test_logits_move_after_the_warm_up_and_each_step_has_its_temperature(
+    relaxed_search, step, moved, temperature
+):
+    params = _relaxed_tree([np.zeros((2, 1)), np.zeros((2, 3))], jnp.full((2,), 5.0))
+    grads = _relaxed_tree([np.zeros((2, 1)), [[1.0, -2.0, 0.0], [0.0, 0.0, 3.0]]], jnp.ones((2,)))
+    tx = relaxed_search.create_optimizer(_weights_optimizer())
+    updates, _ = jax.jit(tx.update)(grads, tx.init(params), params, step=jnp.int32(step))
+    block = optax.apply_updates(params, updates)["backbone"]["stage16_2"]["conv2"]
+    expected = moved * np.array([[-1, 1, 0], [0, 0, -1]])
+    np.testing.assert_allclose(block["rate_logits"], expected, rtol=1e-5)
+    np.testing.assert_allclose(block["temperature"], temperature, rtol=1e-5)
+    np.testing.assert_allclose(block["convs_0"]["kernel"], 5 - 0.1 * (1 + 0.1 * 5), rtol=1e-6)
+
+
+def test_a_relaxed_convolution_of_one_likely_candidate_is_the_dilated_one():
+    x = jax.random.normal(jax.random.key(0), (2, 9, 11, 32))
+    relaxed = RelaxedConv(features=32, dilation_rates=(3, 3), group_width=8)
+    params = relaxed.init(jax.random.key(1), x)["params"]
+    shapes = {path: leaf.shape for path, leaf in flatten_dict(params).items()}
+    kernel = (3, 3, 3, 8, 16)
+    assert shapes == {
+        ("rate_logits",): (2, 3),
+        ("temperature",): (),
+        ("convs_0", "kernel"): kernel,
+        ("convs_1", "kernel"): kernel,
+    }
+    kernels = [params[f"convs_{i}"]["kernel"] for i in range(2)]
+    assert float(kernels[0].std()) == pytest.approx((3 * 9 * 8) ** -0.5, rel=0.1)
+    params["rate_logits"] = jnp.array([[0, 0, 50.0], [0, 50.0, 0]])
+    fixed = DilatedConv(features=32, dilation_rates=(3, 2), group_width=8)
+    chosen = {f"convs_{i}": {"kernel": kernels[i][k]} for i, k in enumerate((2, 1))}
+    expected = fixed.apply({"params": chosen}, x)
+    np.testing.assert_allclose(relaxed.apply({"params": params}, x), expected, rtol=0, atol=1e-5)
+
+
 @pytest.mark.slow
 def test_at_whole_rates_the_searched_model_is_the_fixed_one(small_variant):
     rates = [[1, 1], [2, 3]]
@@ -157,7 +258,9 @@ def test_at_whole_rates_the_searched_model_is_the_fixed_one(small_variant):
         num_classes=11,
     )
     variant = variants.Variant("small_decoder12", small_variant.backbone, "decoder12")
-    searched = create_search_model(variant, 11, jnp.float32, num_branches=2, initial_rate=1)
+    searched = create_search_model(
+        variant, 11, jnp.float32, method="continuous", num_branches=2, rate=1
+    )
     images = jax.random.normal(jax.random.key(0), (2, 64, 96, 3))
     variables = jax.jit(functools.partial(fixed.init, train=False))(jax.random.key(1), images)
     params = flatten_dict(variables["params"])
@@ -184,7 +287,8 @@ def test_at_whole_rates_the_searched_model_is_the_fixed_one(small_variant):
         assert (jnp.abs(grad).max() > 0) == (path[-1] == "dilation_rates"), path
 
 
-def test_a_searched_convolution_with_a_stride_is_refused():
-    conv = SearchedConv(features=32, dilation_rates=(1, 2), group_width=16, stride=2)
+@pytest.mark.parametrize("searched_conv", [SearchedConv, RelaxedConv])
+def test_a_searched_convolution_with_a_stride_is_refused(searched_conv):
+    conv = searched_conv(features=32, dilation_rates=(1, 2), group_width=16, stride=2)
     with pytest.raises(ValueError, match="stride is 2"):
         conv.init(jax.random.key(0), jnp.zeros((1, 8, 8, 32)))

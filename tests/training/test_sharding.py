@@ -18,6 +18,9 @@ def test_batch_that_does_not_divide_over_devices_is_named():
         sharding.create_mesh(12)
     with pytest.raises(ValueError, match=r"config\.eval\.batch_size is 9"):
         sharding.create_mesh(9, "eval.batch_size")
+    message = r"is 24, .* 8 devices with config\.accumulation_steps=2 on each; set a multiple of 16"
+    with pytest.raises(ValueError, match=message):
+        sharding.create_mesh(24, accumulation_steps=2)
 
 
 def test_a_batch_is_split_along_its_first_axis():

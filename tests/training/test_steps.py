@@ -16,7 +16,7 @@ from regseg_jax.data.augment import AugmentConfig, augment, normalize
 from regseg_jax.models.layers import BatchNorm, Conv
 from regseg_jax.models.regseg import RegSeg, create_model
 from regseg_jax.models.variants import Variant
-from regseg_jax.training.losses import cross_entropy
+from regseg_jax.training.losses import BootstrappedCrossEntropy, CrossEntropy
 from regseg_jax.training.optimizer import create_learning_rate_fn, create_optimizer
 from regseg_jax.training.sharding import replicate, replicated, shard_batch
 from regseg_jax.training.steps import (
@@ -25,6 +25,7 @@ from regseg_jax.training.steps import (
     create_eval_step,
     create_score_fn,
     create_train_step,
+    split_batch,
 )
 from regseg_jax.training.train_state import TrainState, create_train_state, start_from
 from regseg_jax.weights.names import from_torch, to_torch
@@ -81,7 +82,7 @@ def _compile_step(
 ) -> Step:
     """As training compiles it."""
     step = create_train_step(
-        model, TX, LEARNING_RATE_FN, cross_entropy, augment_fn, jax.random.key(1), mesh, **options
+        model, TX, LEARNING_RATE_FN, CrossEntropy(), augment_fn, jax.random.key(1), mesh, **options
     )
     return jax.jit(
         step,
@@ -147,12 +148,17 @@ def test_a_step_changes_what_it_should(initial_state, on_one_device):
 
 
 @pytest.fixture(scope="module")
-def run_in_float64(model, initial_state, batch) -> Callable[[int], Any]:
-    """Three steps on a number of devices, in float64 and without augmentation.
+def run_in_float64(model, initial_state, batch) -> Callable[[int, int], Any]:
+    """Three steps on a number of devices, each with as many micro-batches, in float64.
 
     In float32 three steps blow the rounding of another order of summation up to 1e-3, and an
-    error in the sums over devices would not show.
+    error in the sums over devices would not show. Not augmented: every fourth image is the same,
+    so that up to four micro-batches have the same batch norm statistics. Their labels differ, and
+    so does the number of labelled pixels.
     """
+    images = batch["image"][:2].repeat(4, axis=0)
+    labels = batch["label"].copy()
+    labels[::2, 20:] = 255
 
     def normalize_only(images: Array, labels: Array, rng: Array) -> tuple[Array, Array]:
         return images.astype(jnp.float64) / 128 - 1, labels.astype(jnp.int32)
@@ -161,25 +167,34 @@ def run_in_float64(model, initial_state, batch) -> Callable[[int], Any]:
         return leaf.astype(np.float64) if leaf.dtype == np.float32 else leaf
 
     @functools.cache
-    def run(num_devices: int) -> Any:
+    def run(num_devices: int, accumulation_steps: int) -> Any:
         mesh = _mesh(num_devices)
         with jax.enable_x64(True):
-            step = _compile_step(model.clone(dtype=jnp.float64), mesh, normalize_only)
+            step = _compile_step(
+                model.clone(dtype=jnp.float64),
+                mesh,
+                normalize_only,
+                accumulation_steps=accumulation_steps,
+            )
             state = _copy(jax.tree.map(widen, initial_state), mesh)
-            return _run(step, state, shard_batch(batch, mesh), 3)
+            return _run(step, state, shard_batch({"image": images, "label": labels}, mesh), 3)
 
     return run
 
 
-@pytest.mark.parametrize("num_devices", [2, 4])
-def test_same_steps_on_any_number_of_devices(run_in_float64, num_devices):
-    expected_state, expected_history = run_in_float64(1)
-    state, history = run_in_float64(num_devices)
+@pytest.mark.parametrize(("num_devices", "accumulation_steps"), [(2, 1), (4, 1), (1, 4), (2, 2)])
+def test_same_steps_on_any_number_of_devices_and_in_micro_batches(
+    run_in_float64, num_devices, accumulation_steps
+):
+    expected_state, expected_history = run_in_float64(1, 1)
+    state, history = run_in_float64(num_devices, accumulation_steps)
     for key in ("loss", "grad_norm"):
         values = [metrics[key] for metrics in history]
         expected = [metrics[key] for metrics in expected_history]
         np.testing.assert_allclose(values, expected, rtol=1e-10)
-    for name in ("params", "batch_stats", "opt_state"):
+    # The running variance is the unbiased one, of fewer pixels in a micro-batch.
+    fields = ("params", "opt_state", *(("batch_stats",) if accumulation_steps == 1 else ()))
+    for name in fields:
         values, expected = _flat(getattr(state, name)), _flat(getattr(expected_state, name))
         assert values.dtype == np.float64
         np.testing.assert_allclose(values, expected, rtol=1e-8, atol=1e-10)
@@ -299,28 +314,38 @@ class _LinearModel:
         return images @ variables["params"]["classifier"]["kernel"], {"batch_stats": stats}
 
 
-def test_the_average_follows_weights_and_statistics(batch):
-    def learning_rate_fn(step: Array) -> float:
-        return 0.5
+TX_OF_HALF = create_optimizer(lambda step: 0.5, 0.0)
 
-    tx = create_optimizer(learning_rate_fn, 0.0)
-    step = create_train_step(
-        _LinearModel(),
-        tx,
-        learning_rate_fn,
-        cross_entropy,
-        lambda images, labels, rng: (images / 255, labels.astype(jnp.int32)),
-        jax.random.key(0),
-        _mesh(1),
-        ema_decay=0.25,
+
+def _compile_linear_step(num_devices: int = 1, loss_fn: Any = None, **options: Any) -> Step:
+    return jax.jit(
+        create_train_step(
+            _LinearModel(),
+            TX_OF_HALF,
+            lambda step: 0.5,
+            loss_fn or CrossEntropy(),
+            lambda images, labels, rng: (images / 255, labels.astype(jnp.int32)),
+            jax.random.key(0),
+            _mesh(num_devices),
+            ema_decay=0.25,
+            **options,
+        )
     )
+
+
+def _linear_state(num_devices: int = 1) -> TrainState:
     kernel = np.random.default_rng(0).standard_normal((3, 11)).astype(np.float32)
     variables = {
         "params": {"classifier": {"kernel": kernel}},
         "batch_stats": {"mean": np.zeros(3, np.float32)},
     }
-    state = start_from(_LinearModel(), tx, variables, with_ema=True)
-    step, expected = jax.jit(step, donate_argnums=0), variables
+    state = start_from(_LinearModel(), TX_OF_HALF, variables, with_ema=True)
+    return replicate(state, _mesh(num_devices))
+
+
+def test_the_average_follows_weights_and_statistics(batch):
+    step, state = _compile_linear_step(), _linear_state()
+    expected = jax.device_get(state.variables)
     for decay in (1 / 10, 2 / 11, 0.25, 0.25):  # (1 + t) / (10 + t), then the one asked for
         state, _ = step(state, batch)
         expected = jax.tree.map(
@@ -333,7 +358,72 @@ def test_the_average_follows_weights_and_statistics(batch):
         jax.tree.leaves(expected), jax.tree.leaves(state.variables), strict=True
     ):
         assert np.abs(average - new).max() > 1e-4
-    assert start_from(_LinearModel(), tx, variables).ema_variables is None
+    assert (
+        start_from(_LinearModel(), TX_OF_HALF, jax.device_get(state.variables)).ema_variables
+        is None
+    )
+
+
+@pytest.fixture(scope="module")
+def uneven_batch(batch) -> dict[str, np.ndarray]:
+    """Some images without labels, and some with few."""
+    labels = batch["label"].copy()
+    labels[0], labels[1::4, 10:] = 255, 255
+    return {"image": batch["image"], "label": labels}
+
+
+@pytest.mark.parametrize("num_devices", [1, 2])
+@pytest.mark.parametrize(
+    "loss_fn",
+    [
+        CrossEntropy(tuple(np.linspace(0, 3, 11))),
+        BootstrappedCrossEntropy(min_pixels=5000),  # of 12000 labelled ones
+        BootstrappedCrossEntropy(min_pixels=50),
+    ],
+    ids=["weighted", "largest", "above_threshold"],
+)
+def test_micro_batches_make_the_step_of_the_whole_batch(uneven_batch, num_devices, loss_fn):
+    """Where no batch norm is: loss, gradients, running statistics, averaged weights."""
+
+    def run(num_devices: int, accumulation_steps: int) -> Any:
+        step = _compile_linear_step(num_devices, loss_fn, accumulation_steps=accumulation_steps)
+        batch = shard_batch(uneven_batch, _mesh(num_devices))
+        return jax.device_get(_run(step, _linear_state(num_devices), batch, 2))
+
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6),
+        run(num_devices, 4),
+        run(1, 1),
+    )
+
+
+def test_micro_batches_share_a_loss_scale(uneven_batch):
+    step = _compile_linear_step(accumulation_steps=4)
+    plain, _ = step(_linear_state(), uneven_batch)
+    state, metrics = step(_with_scale(_linear_state(), 2.0**20), uneven_batch)
+    np.testing.assert_allclose(_flat(state.params), _flat(plain.params), rtol=1e-5, atol=1e-6)
+    assert state.dynamic_scale.fin_steps == 6  # one more
+    assert metrics["loss_scale"] == 2**20
+    assert not metrics["skipped"]
+
+    images = uneven_batch["image"].astype(np.float32)
+    images[1] *= 1e20  # in one of the four
+    before = _with_scale(state, 2.0**100)
+    after, metrics = step(before, {**uneven_batch, "image": images})
+    assert metrics["skipped"]
+    assert after.dynamic_scale.scale == 2.0**99  # halved once
+    assert after.dynamic_scale.fin_steps == 0
+    np.testing.assert_array_equal(_flat(after.params), _flat(before.params))
+
+
+def test_an_image_s_micro_batch_does_not_depend_on_the_number_of_devices():
+    images = np.arange(16)
+    expected = {frozenset(part.tolist()) for part in split_batch(images, 2)}
+    assert expected == {frozenset(range(0, 16, 2)), frozenset(range(1, 16, 2))}
+    for num_devices in (2, 4):
+        shards = [split_batch(shard, 2) for shard in np.split(images, num_devices)]
+        parts = np.concatenate(shards, axis=1)
+        assert {frozenset(part.tolist()) for part in parts} == expected
 
 
 class _OneNorm(nn.Module):
@@ -350,17 +440,24 @@ class _OneNorm(nn.Module):
 
 
 def test_batch_norm_per_device_averages_the_statistics_of_each_devices_images(batch):
-    def run(batch: dict[str, np.ndarray], num_devices: int, *, per_device: bool) -> Any:
+    def run(
+        batch: dict[str, np.ndarray],
+        num_devices: int,
+        *,
+        per_device: bool,
+        accumulation_steps: int = 1,
+    ) -> Any:
         mesh = _mesh(num_devices)
         step = create_train_step(
             _OneNorm(),
             TX,
             LEARNING_RATE_FN,
-            cross_entropy,
+            CrossEntropy(),
             lambda images, labels, rng: (images / 255, labels.astype(jnp.int32)),
             jax.random.key(0),
             mesh,
             batch_norm_per_device=per_device,
+            accumulation_steps=accumulation_steps,
         )
         state = replicate(create_train_state(_OneNorm(), TX, jax.random.key(0)), mesh)
         state, metrics = jax.jit(step)(state, shard_batch(batch, mesh))
@@ -377,6 +474,10 @@ def test_batch_norm_per_device_averages_the_statistics_of_each_devices_images(ba
     expected, expected_loss = jax.tree.map(lambda *pair: np.mean(pair, axis=0), *halves)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), stats, expected)
     np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)  # as many pixels in both halves
+    # One device goes on with the statistics that two had.
+    stats_of_one, loss_of_one = run(batch, 1, per_device=True, accumulation_steps=2)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), stats_of_one, stats)
+    np.testing.assert_allclose(loss_of_one, loss, rtol=1e-5)
     synchronised, _ = run(batch, 2, per_device=False)
     assert np.abs(synchronised["var"] - stats["var"]).max() > 1e-4
 
@@ -444,7 +545,7 @@ def test_six_steps_as_the_author():
             model,
             tx,
             learning_rate_fn,
-            cross_entropy,
+            CrossEntropy(),
             lambda images, labels, rng: (images.astype(jnp.float64), labels),
             jax.random.key(0),
             _mesh(1),

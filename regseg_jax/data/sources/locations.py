@@ -4,6 +4,8 @@ import os
 import pathlib
 from typing import NamedTuple
 
+from regseg_jax.data.sources.packed import is_packed
+
 
 class Location(NamedTuple):
     """Of a data set on disk.
@@ -62,7 +64,7 @@ def find_data_dir(source: str, data_dir: str) -> str:
         return data_dir
     from_variable = os.environ.get(location.variable, "")
     folder = data_dir or from_variable or location.folder
-    if any(pathlib.Path(folder, name).is_dir() for name in location.contents):
+    if is_packed(folder) or any(pathlib.Path(folder, x).is_dir() for x in location.contents):
         return folder
     origin = "config.data.data_dir" if data_dir else f"${location.variable}"
     if not data_dir and not from_variable:

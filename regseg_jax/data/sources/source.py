@@ -9,12 +9,13 @@ import hashlib
 import json
 import os
 import pathlib
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 
 from regseg_jax.data.classes import IGNORE_LABEL, ClassTable
-from regseg_jax.data.decode import DECODER_VERSION, load_image, open_image
+from regseg_jax.data.decode import DECODER_VERSION, ImageFile, load_image, open_image
 from regseg_jax.data.labels import LabelFormat, load_raw_label, to_train_ids
 from regseg_jax.data.sources.pairing import pair_files
 
@@ -55,16 +56,88 @@ class Source(Protocol):
         ...
 
 
-@dataclasses.dataclass(frozen=True)
-class FolderSource:
-    """Image files and their label files.
+class FileSource:
+    """What sources have in common that hold encoded image and label files.
 
     Attributes:
-      pairs: paths of image and label; None for a label that is not public: every pixel is ignored.
       class_table: how raw label values become training ids.
       label_format: `ids` for one channel of raw label ids, `train_ids` for one of training ids,
         `colors` for RGB.
       image_sizes: height and width of every image; None if all are of one size.
+    """
+
+    class_table: ClassTable
+    label_format: LabelFormat
+    image_sizes: tuple[tuple[int, int], ...] | None
+
+    def __len__(self) -> int:
+        """The number of images."""
+        raise NotImplementedError
+
+    def get_image_name(self, index: int) -> str:
+        """The name of the image file."""
+        raise NotImplementedError
+
+    def load_files(self, index: int) -> tuple[ImageFile, ImageFile | None]:
+        """The files of an example; None for a label that is not public."""
+        raise NotImplementedError
+
+    def select(self, indices: Sequence[int]) -> Self:
+        """A source of these examples alone."""
+        raise NotImplementedError
+
+    @property
+    def image_names(self) -> tuple[str, ...]:
+        """The names of all image files."""
+        return tuple(self.get_image_name(i) for i in range(len(self)))
+
+    def __getitem__(self, index: int) -> Example:
+        """Decodes an example.
+
+        Raises:
+          ValueError: names the file that cannot be read, whose size differs from its image's, or
+            that has a value outside the class table.
+        """
+        image_file, label_file = self.load_files(index)
+        image = load_image(image_file)
+        name = pathlib.Path(self.get_image_name(index)).stem
+        if label_file is None:  # every pixel is ignored
+            label = np.full(image.shape[:2], IGNORE_LABEL, np.uint8)
+            return {"image": image, "label": label, "name": name}
+        raw = load_raw_label(label_file, self.label_format)
+        label = to_train_ids(raw, self.class_table, self.label_format, label_file)
+        if image.shape[:2] != label.shape:
+            turned = ""
+            if (orientation := open_image(image_file, load=False).orientation) != 1:
+                turned = (
+                    f" after it was turned upright by its EXIF orientation {orientation}, as "
+                    "labels never are"
+                )
+            raise ValueError(
+                f"{label_file} is {label.shape[0]} x {label.shape[1]}, its image {image_file} "
+                f"{image.shape[0]} x {image.shape[1]}{turned}; make the two of one size"
+            )
+        return {"image": image, "label": label, "name": name}
+
+    def load_raw_label(self, index: int) -> np.ndarray | None:
+        """The label as stored, see `labels.load_raw_label`; None if it is not public."""
+        label_file = self.load_files(index)[1]
+        return None if label_file is None else load_raw_label(label_file, self.label_format)
+
+    def _select_sizes(self, indices: Sequence[int]) -> tuple[tuple[int, int], ...] | None:
+        if self.image_sizes is None:
+            return None
+        sizes = tuple(self.image_sizes[i] for i in indices)
+        return sizes if len(set(sizes)) > 1 else None
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderSource(FileSource):
+    """Image files and their label files.
+
+    Attributes:
+      pairs: paths of image and label; None for a label that is not public.
+      class_table, label_format, image_sizes: see `FileSource`.
     """
 
     pairs: tuple[tuple[str, str | None], ...]
@@ -76,38 +149,18 @@ class FolderSource:
         """The number of images."""
         return len(self.pairs)
 
-    def __getitem__(self, index: int) -> Example:
-        """Decodes a pair.
+    def get_image_name(self, index: int) -> str:
+        """See `FileSource`."""
+        return pathlib.Path(self.pairs[index][0]).name
 
-        Raises:
-          ValueError: names the file that cannot be read, whose size differs from its image's, or
-            that has a value outside the class table.
-        """
-        image_path, label_path = self.pairs[index]
-        image = load_image(image_path)
-        name = pathlib.Path(image_path).stem
-        if label_path is None:
-            label = np.full(image.shape[:2], IGNORE_LABEL, np.uint8)
-            return {"image": image, "label": label, "name": name}
-        raw = load_raw_label(label_path, self.label_format)
-        label = to_train_ids(raw, self.class_table, self.label_format, label_path)
-        if image.shape[:2] != label.shape:
-            turned = ""
-            if (orientation := open_image(image_path, load=False).orientation) != 1:
-                turned = (
-                    f" after it was turned upright by its EXIF orientation {orientation}, as "
-                    "labels never are"
-                )
-            raise ValueError(
-                f"{label_path} is {label.shape[0]} x {label.shape[1]}, its image {image_path} "
-                f"{image.shape[0]} x {image.shape[1]}{turned}; make the two of one size"
-            )
-        return {"image": image, "label": label, "name": name}
+    def load_files(self, index: int) -> tuple[str, str | None]:
+        """See `FileSource`: their paths."""
+        return self.pairs[index]
 
-    def load_raw_label(self, index: int) -> np.ndarray | None:
-        """The label as stored, see `labels.load_raw_label`; None if it is not public."""
-        label_path = self.pairs[index][1]
-        return None if label_path is None else load_raw_label(label_path, self.label_format)
+    def select(self, indices: Sequence[int]) -> Self:
+        """See `FileSource`."""
+        pairs = tuple(self.pairs[i] for i in indices)
+        return dataclasses.replace(self, pairs=pairs, image_sizes=self._select_sizes(indices))
 
     def fingerprint(self) -> Fingerprint:
         """See `Source`; the folder that holds the files may be moved."""
@@ -117,11 +170,22 @@ class FolderSource:
 
 def fingerprint_files(paths: list[str], class_table: ClassTable, split: str = "") -> Fingerprint:
     """The fingerprint of a data set of these files, and of a split where they hold several."""
-    names = [pathlib.Path(path).name for path in paths]
     stats = [os.stat(path) for path in paths]
-    versions = [DECODER_VERSION, *((stat.st_size, stat.st_mtime_ns) for stat in stats)]
+    return create_fingerprint(
+        [pathlib.Path(path).name for path in paths],
+        [(stat.st_size, stat.st_mtime_ns) for stat in stats],
+        class_table,
+        split,
+    )
+
+
+def create_fingerprint(
+    names: Sequence[str], versions: Sequence[object], class_table: ClassTable, split: str = ""
+) -> Fingerprint:
+    """The fingerprint of files of these names; versions tell their contents apart."""
     data_set = [split, names, dataclasses.asdict(class_table)]
-    digests = (hashlib.sha256(json.dumps(x).encode()).hexdigest() for x in (data_set, versions))
+    content = [DECODER_VERSION, *versions]
+    digests = (hashlib.sha256(json.dumps(x).encode()).hexdigest() for x in (data_set, content))
     return Fingerprint(*digests)
 
 
