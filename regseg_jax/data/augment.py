@@ -180,7 +180,8 @@ def augment(
     Args:
       images: uint8[B, H, W, 3].
       labels: uint8[B, H, W], training ids or `IGNORE_LABEL`.
-      rng: a PRNG key; the same key gives the same batch on any number of devices.
+      rng: a PRNG key; the same key gives the same batch on any number of devices. Or a key for
+        each image, key[B].
       config: the ranges.
       size: i32[B, 2], each image's true height and width, where sizes differ and the images are
         padded below and to the right.
@@ -211,7 +212,7 @@ def augment(
             fill=tuple(255 * mean for mean in MEAN),
         )
 
-    keys = jax.random.split(rng, images.shape[0])
+    keys = rng if rng.ndim else jax.random.split(rng, images.shape[0])
     images, labels = jax.vmap(augment_one)(images, labels, keys, size, centroid)
     return normalize(images), labels
 

@@ -114,7 +114,7 @@ def create_add_batch(
         return jax.tree.map(lambda x: x.mean(0), stats)
 
     def add_batch(total: Any, params: Any, batch: dict[str, Array], step: Array) -> Any:
-        images, _ = augment_batch(augment_fn, batch, rng, step)
+        images, _ = augment_batch(augment_fn, batch, rng, step, accumulation_steps)
         # From statistics of 0, an update is the batch's own ones times a known factor.
         updated = update_stats(params, jax.tree.map(jnp.zeros_like, total), images)
         return optax.tree.add_scale(total, 1 / (BATCH_NORM_UPDATE * num_steps), updated)

@@ -32,12 +32,25 @@ AugmentFn = Callable[..., tuple[Array, Array]]
 
 
 def augment_batch(
-    augment_fn: AugmentFn, batch: Batch, rng: Array, step: Array
+    augment_fn: AugmentFn, batch: Batch, rng: Array, step: Array, num_parts: int = 1
 ) -> tuple[Array, Array]:
-    """Images and labels of a step; batches' other entries are passed on by name."""
+    """Images and labels of a step; batches' other entries are passed on by name.
+
+    In num_parts one after another, to save memory; the result is the same.
+    """
     crop_parameters = {k: v for k, v in batch.items() if k not in ("image", "label")}
     step_rng = jax.random.fold_in(rng, step)
-    return augment_fn(batch["image"], batch["label"], step_rng, **crop_parameters)
+    if num_parts == 1:
+        return augment_fn(batch["image"], batch["label"], step_rng, **crop_parameters)
+    keys = jax.random.split(step_rng, len(batch["image"]))
+
+    def augment_part(part: tuple) -> tuple[Array, Array]:
+        images, labels, keys, crop_parameters = part
+        return augment_fn(images, labels, keys, **crop_parameters)
+
+    whole = batch["image"], batch["label"], keys, crop_parameters
+    parts = lax.map(augment_part, split_batch(whole, num_parts))
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), parts)
 
 
 def split_batch(batch: Any, num_parts: int, *, contiguous: bool = False) -> Any:
@@ -79,7 +92,7 @@ def create_train_step(
       learning_rate_fn: tx's, for the metric.
       loss_fn: of the global batch.
       augment_fn: (images, labels, rng, **the batch's other entries) -> (f32[B, h, w, 3],
-        i32[B, h, w]).
+        i32[B, h, w]); rng is a key, or a key for each image.
       rng: of the run; each step folds in its number.
       mesh: the devices that batches are split over, along the axis `BATCH_AXIS`.
       ema_decay: of the average of the weights and statistics, where the state holds one; after
@@ -162,16 +175,12 @@ def create_train_step(
         grads = lax.psum(grads, BATCH_AXIS)
         is_finite = jnp.bool_(True)
         if dynamic_scale:
-            grads /= scale
-            # Flax checks and unscales gradients of functions alone: here of one that has these.
-            dynamic_scale, is_finite, _, grads = dynamic_scale.value_and_grad(
-                lambda x: jnp.vdot(x, grads)
-            )(grads)
+            dynamic_scale, is_finite, grads = _unscale(dynamic_scale, grads)
         batch_stats = jax.tree.map(lambda x: x.mean(0), stats)
         return dynamic_scale, is_finite, losses.sum(), batch_stats, grads
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        images, labels = augment_batch(augment_fn, batch, rng, state.step)
+        images, labels = augment_batch(augment_fn, batch, rng, state.step, accumulation_steps)
         dynamic_scale, is_finite, loss, batch_stats, flat_grads = compute_gradients(
             state.params, state.batch_stats, state.dynamic_scale, images, labels
         )
@@ -203,6 +212,16 @@ def create_train_step(
         return next_state, metrics
 
     return train_step
+
+
+def _unscale(dynamic_scale: DynamicScale, grads: Array) -> tuple[DynamicScale, Array, Array]:
+    """The next loss scale, whether the gradients are finite, and the gradients without the scale.
+
+    Flax does so for the gradients of a function alone: here of one that has these.
+    """
+    unscaled = grads / dynamic_scale.scale
+    result = dynamic_scale.value_and_grad(lambda x: jnp.vdot(x, unscaled))(grads)
+    return result.dynamic_scale, result.finite, result.grad
 
 
 ScoreFn = Callable[[dict[str, Any], Array, tuple[int, int]], Array]

@@ -78,8 +78,10 @@ def start_pods(tmp_path):
     arguments = [*ALONE, "sh", "-c", enter, "sh", python, *command]
     arguments += [f"{key}={value}" for key, value in options.items()]
 
+    started = []
+
     def start():
-        return [
+        pods = [
             subprocess.Popen(
                 arguments,
                 cwd=ROOT,
@@ -90,8 +92,14 @@ def start_pods(tmp_path):
             )
             for i in range(2)
         ]
+        started.extend(pods)
+        return pods
 
-    return start
+    yield start
+    for pod in started:  # those that a failed test left
+        if pod.poll() is None:
+            pod.kill()
+            pod.communicate()
 
 
 @pytest.mark.slow

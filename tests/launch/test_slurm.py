@@ -55,7 +55,7 @@ CONFIG = (
     *("--config.data.synthetic_size=(48, 64)", "--config.data.synthetic_train_examples=100"),
     *("--config.data.synthetic_eval_examples=4", "--config.augment.crop_size=(32, 48)"),
     *("--config.augment.min_shorter_side=24", "--config.augment.max_shorter_side=64"),
-    *("--config.eval.batch_size=4", "--config.checkpoint_every_steps=50"),
+    *("--config.eval.batch_size=4", "--config.checkpoint_every_steps=20"),
     "--config.log_every_steps=50",
 )
 
@@ -115,7 +115,7 @@ def test_a_requeued_job_ends_with_the_same_parameters(cluster, tmp_path):
 
     log = tmp_path / "requeued.log"
     job = _submit(cluster, requeued, 12)
-    _wait(cluster, job, lambda: _newest_step(requeued) >= 50, log)
+    _wait(cluster, job, lambda: _newest_step(requeued) >= 20, log)
     subprocess.run(("scontrol", "requeue", job), env=cluster, check=True)
     assert _finish(cluster, job, log)["Restarts"] == "1"
     assert "stopped by request at step" in log.read_text()  # it saved on SIGTERM
@@ -129,7 +129,7 @@ def test_a_requeued_job_ends_with_the_same_parameters(cluster, tmp_path):
 def test_a_job_out_of_time_saves_and_is_queued_again(cluster, tmp_path):
     log, folder = tmp_path / "run.log", tmp_path / "run"
     job = _submit(cluster, folder, 100_000)
-    _wait(cluster, job, lambda: _newest_step(folder) >= 50, log)
+    _wait(cluster, job, lambda: _newest_step(folder) >= 20, log)
     # The warning is due 120 s before the limit: now.
     hours, minutes, _ = _read_job(cluster, job)["RunTime"].split(":")
     _set_time_limit(cluster, job, 60 * int(hours) + int(minutes) + 2)

@@ -8,7 +8,7 @@ import sys
 TESTS = pathlib.Path(__file__).parents[1]
 ROOT = TESTS.parent
 NUM_STEPS = 200  # long enough to be stopped on the way
-SECONDS = 500  # to wait for it, on a busy machine
+SECONDS = 1500  # to wait for it, on a busy machine
 CONFIG = (
     *("--config=configs/synthetic.py", "--config.model=small_decoder12"),
     *("--config.data.synthetic_size=(48, 64)", "--config.data.synthetic_train_examples=100"),

@@ -64,11 +64,15 @@ def _images(step: int) -> np.ndarray:
 
 def test_statistics_are_those_of_micro_batches_where_training_has_them(state):
     mesh = Mesh(np.array(jax.devices()[:2]), ("data",))
+
+    def augment(images, labels, rng):
+        return images * 1.0, labels
+
     precise = PreciseBatchNorm(
-        TwoNorms(), _augment, RNG, _create_batches, mesh, num_steps=2, accumulation_steps=2
+        TwoNorms(), augment, RNG, _create_batches, mesh, num_steps=2, accumulation_steps=2
     )
     result = precise(replicate(jax.device_get(state), mesh))
-    parts = [_images(step)[i::2] for step in range(2) for i in range(2)]
+    parts = [BATCHES[step, i::2] for step in range(2) for i in range(2)]
     variances = [x.var((0, 1, 2), ddof=1) for x in parts]
     first = result.batch_stats["first"]
     np.testing.assert_allclose(first["var"], np.mean(variances, 0), rtol=1e-4)

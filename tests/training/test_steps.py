@@ -21,6 +21,7 @@ from regseg_jax.training.optimizer import create_learning_rate_fn, create_optimi
 from regseg_jax.training.sharding import replicate, replicated, shard_batch
 from regseg_jax.training.steps import (
     AugmentFn,
+    augment_batch,
     create_classify_fn,
     create_eval_step,
     create_score_fn,
@@ -414,6 +415,18 @@ def test_micro_batches_share_a_loss_scale(uneven_batch):
     assert after.dynamic_scale.scale == 2.0**99  # halved once
     assert after.dynamic_scale.fin_steps == 0
     np.testing.assert_array_equal(_flat(after.params), _flat(before.params))
+
+
+@pytest.mark.parametrize("num_devices", [1, 2])
+def test_images_are_augmented_the_same_in_parts(batch, num_devices):
+    sizes = np.linspace((30, 40), (48, 64), 8).astype(np.int32)
+    batch = shard_batch({**batch, "size": sizes}, _mesh(num_devices))
+    augment_parts = jax.jit(functools.partial(augment_batch, AUGMENT_FN), static_argnums=3)
+    rng = jax.random.key(3)
+    expected, result = (augment_parts(batch, rng, jnp.int32(5), parts) for parts in (1, 4))
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), result, expected
+    )
 
 
 def test_an_image_s_micro_batch_does_not_depend_on_the_number_of_devices():
