@@ -16,7 +16,7 @@ from regseg_jax.training.losses import BootstrappedCrossEntropy, CrossEntropy
 from regseg_jax.training.optimizer import create_learning_rate_fn, create_optimizer
 from regseg_jax.training.rate_search import create_search_model
 from regseg_jax.training.sharding import arrange_mesh, replicate, shard_batch
-from regseg_jax.training.steps import create_eval_step, create_score_fn, create_train_step
+from regseg_jax.training.steps import create_classify_fn, create_eval_step, create_train_step
 from regseg_jax.training.train_state import create_train_state
 
 CLASSES = 5
@@ -122,9 +122,13 @@ def test_an_evaluation_step(options, size):
     with jax.enable_x64(True):
         init = functools.partial(model.init, train=False)
         variables = jax.jit(init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    # Weights so large, and no bias, that the images decide on the classes.
+    variables = jax.tree_util.tree_map_with_path(
+        lambda path, x: np.asarray(x) * {"kernel": 4, "bias": 0}.get(path[-1].key, 1), variables
+    )
 
     def evaluate(mesh: Mesh) -> Any:
-        step = create_eval_step(model, create_score_fn(model, prepare, **options), mesh)
+        step = create_eval_step(model, create_classify_fn(model, prepare, **options), mesh)
         with jax.enable_x64(True):
             jitted = jax.jit(step, compiler_options=QUICK_COMPILATION)
             return jitted(variables, shard_batch(_batch(55), mesh))
