@@ -28,6 +28,9 @@ def test_it_holds_the_code_and_the_recipes_and_no_more(wheel):
     }
     files = {pathlib.Path(name) for name in wheel.namelist()}
     assert {path for path in files if path.suffix == ".py"} == modules | recipes
+    assert {f"regseg_jax/weights/camvid.{suffix}" for suffix in ("safetensors", "md")} <= set(
+        wheel.namelist()
+    )
     assert recipes
     assert {path.parts[0] for path in files} == {"regseg_jax", "regseg_jax-0.1.0.dist-info"}
 

@@ -115,7 +115,7 @@ def test_a_batch_in_parts_is_tried_in_multiples_of_them(compiler):
     assert largest["fits"] == limit // 4 * 4
     assert all(images % 4 == 0 for images in compiler.memory)
     text = programs.format_result(result)
-    assert "8 images on each of 2 devices, 4 parts one after another" in text
+    assert "8 images on each device, of which there are 2, 4 parts one after another" in text
     assert f"that fits is {limit // 4 * 4} on a device" in text
 
 

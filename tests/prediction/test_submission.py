@@ -118,7 +118,7 @@ def test_a_split_of_a_runs_data_set(tmp_path):
     with small_import.small_backbone():
         workdir = small_import.create_run(tmp_path)
         arguments = (workdir, "test", tmp_path / "out", str(tmp_path / "camvid"))
-        with pytest.raises(ValueError, match=r"--ema: the run has config\.ema_decay=0"):
+        with pytest.raises(ValueError, match=r"--ema: .* has no averaged weights"):
             predict_split(*arguments, Options(ema=True))
         (path,) = predict_split(*arguments)
         assert path == tmp_path / "out" / "a.png"

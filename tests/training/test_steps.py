@@ -424,9 +424,8 @@ def test_images_are_augmented_the_same_in_parts(batch, num_devices):
     augment_parts = jax.jit(functools.partial(augment_batch, AUGMENT_FN), static_argnums=3)
     rng = jax.random.key(3)
     expected, result = (augment_parts(batch, rng, jnp.int32(5), parts) for parts in (1, 4))
-    jax.tree.map(
-        functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), result, expected
-    )
+    np.testing.assert_allclose(result[0], expected[0], atol=1e-3)  # a grey level is 17 times more
+    np.testing.assert_array_equal(result[1], expected[1])
 
 
 def test_an_image_s_micro_batch_does_not_depend_on_the_number_of_devices():

@@ -1,3 +1,4 @@
+import hashlib
 import shutil
 
 import jax
@@ -107,8 +108,12 @@ def test_shipped_weights_are_found_by_name(exported, tmp_path, monkeypatch):
 
 def test_every_shipped_file_has_its_model_card():
     for path in load.SHIPPED_FOLDER.glob("*.safetensors"):
-        assert path.with_suffix(".md").is_file()
-        assert load_weights(path.stem).class_table.num_classes > 0
+        card = path.with_suffix(".md").read_text()
+        assert hashlib.sha256(path.read_bytes()).hexdigest() in card
+        assert f"{path.stat().st_size:,} bytes" in card
+        assert path.stat().st_size < 8_000_000
+        table = load_weights(path.stem).class_table
+        assert all(f"| {name} | " in card for name in table.class_names)
 
 
 @pytest.mark.parametrize("fraction", [0.1, 0.9])
