@@ -183,7 +183,10 @@ def run_in_float64(model, initial_state, batch) -> Callable[[int, int], Any]:
     return run
 
 
-@pytest.mark.parametrize(("num_devices", "accumulation_steps"), [(2, 1), (4, 1), (1, 4), (2, 2)])
+@pytest.mark.parametrize(
+    ("num_devices", "accumulation_steps"),
+    [(2, 1), (4, 1), pytest.param(1, 4, marks=pytest.mark.slow), (2, 2)],
+)
 def test_same_steps_on_any_number_of_devices_and_in_micro_batches(
     run_in_float64, num_devices, accumulation_steps
 ):
