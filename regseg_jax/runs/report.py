@@ -141,7 +141,7 @@ class Report:
 
 
 def print_results(run: Run, evaluation: Evaluation) -> None:
-    """Prints the scores, draws each class's IoU, prints the paths of all pictures."""
+    """Prints the scores, draws each class's IoU, prints the paths of the last pictures."""
     if not is_main_process():
         return
     print(format_evaluation(evaluation, run.class_table))
@@ -149,4 +149,6 @@ def print_results(run: Run, evaluation: Evaluation) -> None:
     class_iou = draw_class_iou(evaluation.scores.iou_per_class, run.class_table)
     save_png(class_iou, pictures / "class_iou.png")
     for path in sorted(pictures.glob("*.png")):
-        print(path)
+        step = path.stem.rpartition("_")[2]
+        if not step.isdigit() or int(step) == run.num_steps:
+            print(path)
