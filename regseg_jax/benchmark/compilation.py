@@ -20,9 +20,9 @@ from regseg_jax.ops.lowerings import use_lowerings
 from regseg_jax.runs import parts
 from regseg_jax.runs.conv_lowerings import read_lowerings
 from regseg_jax.runs.run import Run
+from regseg_jax.training.eval_step import create_eval_step, split_images
 from regseg_jax.training.evaluation import create_image_classify_fn
 from regseg_jax.training.sharding import arrange_mesh, batch_sharded, replicated
-from regseg_jax.training.steps import create_eval_step, split_images
 
 MODES = ("train", "inference", "evaluation")
 # Of the data sets whose images are all of one size, in pixels.

@@ -39,12 +39,12 @@ class Predictor:
     """The class of each pixel of images.
 
     Args:
-      score_fn: scores the classes, see `steps.create_score_fn`.
+      score_fn: scores the classes, see `eval_step.create_score_fn`.
       variables: of the model.
       tiling: how larger images are cut; None: only very large ones are.
       can_tile: False if score_fn resizes images to one size, so that tiles make no sense.
-      classify_fn: for images that are not cut, see `steps.create_classify_fn`; None: the class of
-        score_fn's highest score.
+      classify_fn: for images that are not cut, see `eval_step.create_classify_fn`; None: the class
+        of score_fn's highest score.
     """
 
     def __init__(

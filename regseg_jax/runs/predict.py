@@ -22,13 +22,13 @@ from regseg_jax.prediction.video import VideoWriter, predict_video
 from regseg_jax.runs.parts import create_dataset
 from regseg_jax.runs.trained import Trained, load_run
 from regseg_jax.runtime.packages import require_packages
+from regseg_jax.training.eval_step import split_images
 from regseg_jax.training.evaluation import (
     EvalConfig,
     create_image_classify_fn,
     create_image_score_fn,
 )
 from regseg_jax.training.sharding import create_height_mesh, replicate
-from regseg_jax.training.steps import split_images
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,6 +20,13 @@ from regseg_jax.models.folding import prepare_inference
 from regseg_jax.models.regseg import RegSeg
 from regseg_jax.reports.pictures import draw_panel
 from regseg_jax.runtime.checks import check_integer, check_number, check_size
+from regseg_jax.training.eval_step import (
+    ClassifyFn,
+    ScoreFn,
+    create_classify_fn,
+    create_eval_step,
+    create_score_fn,
+)
 from regseg_jax.training.metrics import ConfusionMatrix, Scores, compute_scores, count_confusion
 from regseg_jax.training.sharding import (
     batch_sharded,
@@ -28,13 +35,6 @@ from regseg_jax.training.sharding import (
     replicate,
     replicated,
     shard_batch,
-)
-from regseg_jax.training.steps import (
-    ClassifyFn,
-    ScoreFn,
-    create_classify_fn,
-    create_eval_step,
-    create_score_fn,
 )
 
 _DEFAULT_TIMES = 10  # a run is evaluated, unless `eval.every_epochs` is set
@@ -84,14 +84,14 @@ def create_preprocess_fn(config: EvalConfig) -> Callable[[jax.Array], jax.Array]
 
 
 def create_image_score_fn(model: RegSeg, config: EvalConfig) -> ScoreFn:
-    """A function that scores the classes of whole images, see `steps.create_score_fn`."""
+    """A function that scores the classes of whole images, see `eval_step.create_score_fn`."""
     return create_score_fn(
         model, create_preprocess_fn(config), scales=config.scales, flip=config.flip
     )
 
 
 def create_image_classify_fn(model: RegSeg, config: EvalConfig) -> ClassifyFn:
-    """A function that classifies the pixels of whole images, see `steps.create_classify_fn`."""
+    """A function that classifies the pixels of whole images, see `eval_step.create_classify_fn`."""
     return create_classify_fn(
         model, create_preprocess_fn(config), scales=config.scales, flip=config.flip
     )
@@ -120,8 +120,8 @@ class Evaluator:
     """Scores one split with any weights.
 
     Attributes:
-      eval_step: compiled, see `steps.create_eval_step`: predictions stay on the devices of their
-        images, the confusion matrix is summed over all.
+      eval_step: compiled, see `create_eval_step`: predictions stay on the devices of their images,
+        the confusion matrix is summed over all.
       source: the split.
       class_table: its classes.
       mesh: over which the batches are sharded.

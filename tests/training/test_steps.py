@@ -16,18 +16,11 @@ from regseg_jax.data.augment import AugmentConfig, augment, normalize
 from regseg_jax.models.layers import BatchNorm, Conv
 from regseg_jax.models.regseg import RegSeg, create_model
 from regseg_jax.models.variants import Variant
+from regseg_jax.training.eval_step import create_classify_fn, create_eval_step, create_score_fn
 from regseg_jax.training.losses import BootstrappedCrossEntropy, CrossEntropy
 from regseg_jax.training.optimizer import create_learning_rate_fn, create_optimizer
 from regseg_jax.training.sharding import replicate, replicated, shard_batch
-from regseg_jax.training.steps import (
-    AugmentFn,
-    augment_batch,
-    create_classify_fn,
-    create_eval_step,
-    create_score_fn,
-    create_train_step,
-    split_batch,
-)
+from regseg_jax.training.steps import AugmentFn, augment_batch, create_train_step, split_batch
 from regseg_jax.training.train_state import TrainState, create_train_state, start_from
 from regseg_jax.weights.names import from_torch, to_torch
 
