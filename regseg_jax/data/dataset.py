@@ -78,9 +78,7 @@ class FolderConfig:
 
     image_dir: str = "{split}/images"  # inside data_dir
     label_dir: str = "{split}/labels"
-    image_stem: str = (
-        "{stem}"  # an image file's name without suffix; {stem}: what its label has too
-    )
+    image_stem: str = "{stem}"  # an image file's name without suffix; {stem}: its label's too
     label_stem: str = "{stem}"  # a label file's name without suffix
     label_format: str = "ids"  # ids, train_ids or colors
     classes: tuple = ()  # rows of (training id, name, (red, green, blue), label id)

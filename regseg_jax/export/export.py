@@ -7,7 +7,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from regseg_jax.export.state_dict import create_state_dict
-from regseg_jax.models.searched_conv import RATES
+from regseg_jax.models.searched_conv import SEARCH_PARAMETERS
 from regseg_jax.runs.found import FOUND_FILE
 from regseg_jax.runs.trained import Trained, load_run
 from regseg_jax.runtime.files import check_new, replacing
@@ -73,7 +73,8 @@ def export_run(
 
 def _check_weights(trained: Trained, format_name: str) -> None:
     arrays = flatten_dict(trained.variables, sep="/")
-    if format_name != "stablehlo" and any(name.endswith(f"/{RATES}") for name in arrays):
+    searched = any(name.rpartition("/")[2] in SEARCH_PARAMETERS for name in arrays)
+    if format_name != "stablehlo" and searched:
         raise ValueError(
             f"{trained.path} is a search of dilation rates, which are no integers yet; train what "
             f"it found first: --config.model={trained.path}/{FOUND_FILE} and "

@@ -34,15 +34,8 @@ def create_relaxed_conv(*, dilation_rates: DilationRates, **options: Any) -> nn.
     return layer(dilation_rates=dilation_rates, **options)
 
 
-class SearchedConv(nn.Module):
-    """`models.blocks.DilatedConv` with the rates as a parameter, f32[branches].
-
-    The kernels are named and shaped as there. One more parameter, the width of the taps f32[],
-    has no gradient: the search sets it (see `ops.continuous_conv`).
-
-    Attributes:
-      dilation_rates: where the rates start.
-    """
+class _BranchedConv(nn.Module):
+    """What takes the place of `models.blocks.DilatedConv` in a search."""
 
     features: int
     dilation_rates: DilationRates
@@ -50,22 +43,43 @@ class SearchedConv(nn.Module):
     stride: int = 1
     dtype: DTypeLike = jnp.float32
 
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """[B, H, W, features] -> [B, H, W, features].
+    def _split(self, x: Array) -> list[Array]:
+        """The branches' channels, in the module's dtype.
 
         Raises:
-          ValueError: if the stride is not 1, or the branches' channels are not a multiple of the
-            group width.
+          ValueError: if the stride is not 1, or these are not a multiple of the group width.
         """
+        if self.stride != 1:
+            raise ValueError(f"stride is {self.stride}; a searched convolution keeps the size")
         num_branches = len(self.dilation_rates)
-        _check_branches(x, num_branches, self.group_width, self.stride)
+        if x.shape[-1] % (num_branches * self.group_width):
+            raise ValueError(
+                f"{x.shape[-1]} channels do not split into {num_branches} branches of groups of "
+                f"{self.group_width}; change config.search.num_branches"
+            )
+        return jnp.split(x.astype(self.dtype), num_branches, axis=-1)
+
+    @property
+    def _branch_features(self) -> int:
+        return self.features // len(self.dilation_rates)
+
+
+class SearchedConv(_BranchedConv):
+    """`models.blocks.DilatedConv` with the rates as a parameter, f32[branches].
+
+    The kernels are named and shaped as there. One more parameter, the width of the taps f32[],
+    has no gradient: the search sets it (see `ops.continuous_conv`). The rates start at
+    `dilation_rates`.
+    """
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """[B, H, W, features] -> [B, H, W, features]."""
+        parts = self._split(x)
         rates = self.param(RATES, lambda _: jnp.array(self.dilation_rates, jnp.float32))
         tap_width = lax.stop_gradient(self.param(TAP_WIDTH, nn.initializers.ones, ()))
-        parts = jnp.split(x, num_branches, axis=-1)
-        features = self.features // num_branches
         outputs = [
-            _Branch(features, self.group_width, self.dtype, name=f"convs_{i}")(
+            _Branch(self._branch_features, self.group_width, name=f"convs_{i}")(
                 part, rates[i], tap_width
             )
             for i, part in enumerate(parts)
@@ -78,55 +92,38 @@ class _Branch(nn.Module):
 
     features: int
     group_width: int
-    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Array, dilation_rate: Array, tap_width: Array) -> Array:
         kernel = self.param("kernel", kernel_init, (3, 3, self.group_width, self.features))
         return continuous_conv(
-            x.astype(self.dtype),
-            kernel.astype(self.dtype),
+            x,
+            kernel.astype(x.dtype),
             dilation_rate,
             groups=x.shape[-1] // self.group_width,
             tap_width=tap_width,
         )
 
 
-class RelaxedConv(nn.Module):
+class RelaxedConv(_BranchedConv):
     """`models.blocks.DilatedConv` as a mixture over candidate rates, see `ops.relaxed_conv`.
 
     Every candidate of a branch has a kernel of its own, [K, 3, 3, C / groups, O]. The candidates'
     weights are a softmax of a parameter f32[branches, K], divided by another, the temperature
-    f32[], which has no gradient: the search sets it.
-
-    Attributes:
-      dilation_rates: as many as there are branches. The candidates are 1 to the largest of them.
+    f32[], which has no gradient: the search sets it. There is a branch for each of
+    `dilation_rates`, and the candidates are 1 to the largest of them.
     """
-
-    features: int
-    dilation_rates: DilationRates
-    group_width: int
-    stride: int = 1
-    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """[B, H, W, features] -> [B, H, W, features].
-
-        Raises:
-          ValueError: if the stride is not 1, or the branches' channels are not a multiple of the
-            group width.
-        """
-        num_branches, candidates = len(self.dilation_rates), range(1, max(self.dilation_rates) + 1)
-        _check_branches(x, num_branches, self.group_width, self.stride)
-        shape = (num_branches, len(candidates))
+        """[B, H, W, features] -> [B, H, W, features]."""
+        parts, candidates = self._split(x), range(1, max(self.dilation_rates) + 1)
+        shape = (len(parts), len(candidates))
         logits = self.param(LOGITS, nn.initializers.zeros, shape)
         temperature = lax.stop_gradient(self.param(TEMPERATURE, nn.initializers.ones, ()))
         weights = nn.softmax(logits / temperature)
-        parts = jnp.split(x.astype(self.dtype), num_branches, axis=-1)
-        features = self.features // num_branches
         outputs = [
-            _RelaxedBranch(features, self.group_width, name=f"convs_{i}")(
+            _RelaxedBranch(self._branch_features, self.group_width, name=f"convs_{i}")(
                 part, weights[i], candidates
             )
             for i, part in enumerate(parts)
@@ -151,13 +148,3 @@ class _RelaxedBranch(nn.Module):
 def _kernels_init(key: Array, shape: Sequence[int]) -> Array:
     """As `kernel_init`, for each of several kernels."""
     return jnp.stack([kernel_init(key, tuple(shape[1:])) for key in random.split(key, shape[0])])
-
-
-def _check_branches(x: Array, num_branches: int, group_width: int, stride: int) -> None:
-    if stride != 1:
-        raise ValueError(f"stride is {stride}; a searched convolution keeps the size")
-    if x.shape[-1] % (num_branches * group_width):
-        raise ValueError(
-            f"{x.shape[-1]} channels do not split into {num_branches} branches of groups of "
-            f"{group_width}; change config.search.num_branches"
-        )

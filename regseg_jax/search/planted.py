@@ -283,10 +283,9 @@ def read_rates(params: Params) -> np.ndarray:
     return np.array(CANDIDATES, float)[rates.argmax(-1)] if rates.ndim == 3 else rates.round(3)
 
 
-def count_found(rates: np.ndarray, tolerance: float, *, any_order: bool) -> int:
-    """How many of the six planted rates are met within tolerance; branches swapped if any_order."""
-    distances = np.abs((np.sort(rates, 1) if any_order else rates) - np.array(PLANTED_RATES))
-    return int((distances <= tolerance).sum())
+def measure_distances(rates: np.ndarray, *, any_order: bool) -> np.ndarray:
+    """How far rates are from the planted ones, f64[3, 2]; branches may be swapped if any_order."""
+    return np.abs((np.sort(rates, 1) if any_order else rates) - np.array(PLANTED_RATES))
 
 
 def run_try(images: np.ndarray, name: str, seed: int) -> dict[str, Any]:
@@ -299,12 +298,12 @@ def run_try(images: np.ndarray, name: str, seed: int) -> dict[str, Any]:
     """
     how = TRIES[name]
     result = search(images, how, seed=seed)
-    rates, any_order = np.array(result["rates"]), not how.given_weights
-    distances = np.abs((np.sort(rates, 1) if any_order else rates) - np.array(PLANTED_RATES))
+    rates = np.array(result["rates"])
+    distances = measure_distances(rates, any_order=not how.given_weights)
     return {
         "try": name,
         "seed": seed,
-        "found": {str(t): count_found(rates, t, any_order=any_order) for t in TOLERANCES},
+        "found": {str(t): int((distances <= t).sum()) for t in TOLERANCES},
         "distance": round(float(distances.mean()), 3),
         "loss_from_scratch": train_from_scratch(images, rates.round().tolist(), seed),
         **result,

@@ -16,7 +16,7 @@ from regseg_jax.data.classes import CAMVID
 from regseg_jax.export import export, torch_format
 from regseg_jax.export.export import export_run, write_new_file
 from regseg_jax.export.torch_model import create_torch_model
-from regseg_jax.models.searched_conv import RATES
+from regseg_jax.models.searched_conv import LOGITS, RATES
 from regseg_jax.runs import trained as run
 from regseg_jax.weights.load import load_weights_file
 from regseg_jax.weights.torch_files import load_state_dict_file
@@ -114,8 +114,9 @@ def test_weights_that_are_not_finite_are_refused(trained, tmp_path, format_name)
     assert not any(tmp_path.iterdir())
 
 
-def test_a_search_is_refused(trained, tmp_path):
-    params = {**trained.variables["params"], "conv": {RATES: np.ones(2, np.float32)}}
+@pytest.mark.parametrize("searched", [RATES, LOGITS])
+def test_a_search_is_refused(trained, tmp_path, searched):
+    params = {**trained.variables["params"], "conv": {searched: np.ones(2, np.float32)}}
     search = dataclasses.replace(trained, variables={**trained.variables, "params": params})
     with pytest.raises(ValueError, match=r"train what it found first: .*run/found\.json"):
         export_run(search, "torch", tmp_path / "a.pt")
