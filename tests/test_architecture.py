@@ -55,7 +55,8 @@ LAYERS = {
     "ops": set(),
     "ops.batch_norm": {"ops.height_shards"},
     "ops.continuous_conv": {"ops.height_shards"},
-    "ops.conv": {"ops.height_shards", "ops.lowerings"},
+    "ops.conv": {"ops.conv_forms", "ops.height_shards", "ops.lowerings"},
+    "ops.conv_forms": set(),
     "ops.height_shards": set(),
     "ops.lowerings": set(),
     "ops.pooled_conv": {"ops.conv", "ops.height_shards", "ops.resize"},
@@ -84,6 +85,9 @@ LAYERS = {
     "models.searched_conv": {
         *("models.blocks", "models.layers", "models.variants"),
         *("ops.continuous_conv", "ops.relaxed_conv"),
+    },
+    "models.searched_model": {
+        *("models.field_of_view", "models.regseg", "models.searched_conv", "models.variants"),
     },
     "training.losses": {"ops.upsampled_loss", "runtime.checks"},
     "training.metrics": set(),

@@ -54,7 +54,7 @@ def continuous_conv(
     (batch, height, width, _), (*_, group_width, features) = x.shape, kernel.shape
     group_features = features // groups
 
-    # As in `ops.conv`: a row's taps are gathered along W before one product per group, and a
+    # As in `ops.conv_forms`: a row's taps are gathered along W before one product per group, and a
     # column's are added along H after it.
     x = jnp.einsum(
         "tpq,bhqc->bhtpc", _read_taps(dilation_rate, tap_width, width, x.dtype), x, precision=_EXACT

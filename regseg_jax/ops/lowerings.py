@@ -20,7 +20,7 @@ from typing import Any
 
 import jax
 
-# `conv` is `jax.lax.conv_general_dilated`; `ops.conv` says what the others are.
+# `conv` is `jax.lax.conv_general_dilated`; `ops.conv_forms` says what the others are.
 LOWERINGS = (
     *("conv", "product", "rows", "split"),
     *("dense", "dense_rows", "merged_64", "merged_128"),

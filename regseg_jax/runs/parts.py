@@ -6,15 +6,10 @@ import optax
 from regseg_jax.config import Config
 from regseg_jax.data.dataset import Dataset
 from regseg_jax.models.regseg import RegSeg, create_model
+from regseg_jax.models.searched_model import create_search_model, searched_layers
 from regseg_jax.models.variants import get_variant
 from regseg_jax.training.optimizer import Schedule, create_learning_rate_fn, create_optimizer
-from regseg_jax.training.rate_search import (
-    ContinuousSearch,
-    RateSearch,
-    RelaxedSearch,
-    create_search_model,
-    searched_layers,
-)
+from regseg_jax.training.rate_search import ContinuousSearch, RateSearch, RelaxedSearch
 from regseg_jax.training.train_state import TrainState, create_train_state
 
 

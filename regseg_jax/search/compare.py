@@ -25,6 +25,7 @@ from PIL import Image
 from regseg_jax.config import parse_config
 from regseg_jax.models import variants
 from regseg_jax.models.field_of_view import compute_field_of_view, max_dilation_rate, widen
+from regseg_jax.models.searched_model import searched_layers
 from regseg_jax.reports.charts import render_figure
 from regseg_jax.reports.pictures import save_png
 from regseg_jax.reports.tables import format_table
@@ -33,7 +34,6 @@ from regseg_jax.runs.workdir import check_same_run, load_config
 from regseg_jax.runtime.command import run_command
 from regseg_jax.runtime.environment import describe_environment
 from regseg_jax.runtime.files import write_json
-from regseg_jax.training.rate_search import searched_layers
 
 RATES = ("searched", "hand-tuned", "random")
 

@@ -18,10 +18,11 @@ from regseg_jax.benchmark.workload import Prepared, Workload, create_workload
 from regseg_jax.models import variants
 from regseg_jax.models.regseg import create_model
 from regseg_jax.models.searched_conv import create_continuous_conv
+from regseg_jax.models.searched_model import searched_layers
 from regseg_jax.reports.tables import format_table
 from regseg_jax.runtime.arguments import parse_size
 from regseg_jax.training.optimizer import create_optimizer
-from regseg_jax.training.rate_search import ContinuousSearch, searched_layers
+from regseg_jax.training.rate_search import ContinuousSearch
 
 _MILLISECONDS = ("median_ms", "p5_ms", "p95_ms")
 _NUM_CLASSES = 19

@@ -27,26 +27,25 @@ from tqdm import tqdm
 from regseg_jax.benchmark.core import run_benchmark
 from regseg_jax.data import classes
 from regseg_jax.data.sources.source import load_camvid
-from regseg_jax.ops.continuous_conv import continuous_conv
-from regseg_jax.ops.conv import grouped_conv
-from regseg_jax.ops.relaxed_conv import relaxed_conv
 from regseg_jax.reports.tables import format_table
+from regseg_jax.search.planted_network import (
+    Params,
+    apply,
+    create_params,
+    create_relaxed_params,
+    read_rates,
+)
 from regseg_jax.training.optimizer import create_learning_rate_fn
 from regseg_jax.training.rate_search import compute_tap_width, compute_temperature
 
 PLANTED_RATES = ((1, 3), (2, 7), (4, 12))
-CANDIDATES = tuple(range(1, 17))
 IMAGE_SIZE = (90, 120)
 TOLERANCES = (0.1, 0.5)  # a rate is found exactly, or would be by rounding
 
 _NUM_IMAGES = 16
-_CHANNELS = 16
-_GROUP_WIDTH = 8  # one group a branch
 _MAX_RATE = 30.0  # no rate of the student goes beyond
 _NUM_LOGGED = 6  # times that a search notes its rates and loss
 _AVERAGED_STEPS = 20  # of a noted loss
-
-Params = dict[str, Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,70 +118,6 @@ def load_images(data_dir: str) -> np.ndarray:
     return (stacked - stacked.mean()) / stacked.std()
 
 
-def create_params(seed: int, rates: Sequence[Sequence[float]]) -> Params:
-    """Random weights, and the rates f32[3, 2]."""
-    keys = jax.random.split(jax.random.key(seed), 3)
-    blocks, branches = len(rates), len(rates[0])
-    kernels = (blocks, branches, 3, 3, _GROUP_WIDTH, _CHANNELS // branches)
-    return {
-        "stem": _uniform(keys[0], (3, 3, 3, _CHANNELS), 27),
-        "kernels": _uniform(keys[1], kernels, 9 * _GROUP_WIDTH),
-        "mixing": _uniform(keys[2], (blocks, _CHANNELS, _CHANNELS), _CHANNELS),
-        "rates": jnp.array(rates, jnp.float32),
-    }
-
-
-def create_student(seed: int, how: Try, rates: Sequence[Sequence[float]]) -> Params:
-    """A student; the relaxed method's `rates` are logits f32[3, 2, K], its `kernels` have K too."""
-    student = create_params(seed, rates)
-    if how.method == "relaxed":
-        *blocks, height, width, channels, features = student["kernels"].shape
-        student["rates"] = jnp.zeros((*blocks, len(CANDIDATES)))
-        if not how.shared_kernel:
-            shape = (*blocks, len(CANDIDATES), height, width, channels, features)
-            student["kernels"] = _uniform(jax.random.key(seed), shape, 9 * channels)
-    return student
-
-
-def _uniform(key: Array, shape: tuple[int, ...], fan_in: int) -> Array:
-    return jax.random.uniform(key, shape, minval=-1, maxval=1) * fan_in**-0.5
-
-
-def apply(params: Params, images: Array, sharpness: Array | float = 1.0) -> Array:
-    """Strided stem, blocks of dilated 3x3, norm, ReLU, 1x1 and shortcut: [B, H/2, W/2, 16].
-
-    Args:
-      params: of a teacher or student.
-      images: f32[B, H, W, 3].
-      sharpness: f32[]: the width of the taps, or the temperature of the candidates.
-    """
-    x = _normalize(grouped_conv(images, params["stem"], stride=2))
-    for kernels, mixing, rates in zip(
-        params["kernels"], params["mixing"], params["rates"], strict=True
-    ):
-        parts = jnp.split(x, len(rates), axis=-1)
-        convolve = _convolve_relaxed if rates.ndim == 2 else _convolve
-        branches = [
-            convolve(*branch, sharpness) for branch in zip(parts, kernels, rates, strict=True)
-        ]
-        y = jax.nn.relu(_normalize(jnp.concatenate(branches, -1)))
-        x = x + _normalize(y @ mixing)
-    return x
-
-
-def _convolve(x: Array, kernel: Array, rate: Array, tap_width: Array | float) -> Array:
-    return continuous_conv(x, kernel, rate, tap_width=tap_width)
-
-
-def _convolve_relaxed(x: Array, kernels: Array, logits: Array, temperature: Array | float) -> Array:
-    kernels = jnp.broadcast_to(kernels, (len(CANDIDATES), *kernels.shape[-4:]))
-    return relaxed_conv(x, kernels, jax.nn.softmax(logits / temperature), CANDIDATES)
-
-
-def _normalize(x: Array) -> Array:
-    return x * jax.lax.rsqrt(jnp.square(x).mean((0, 1, 2)) + 1e-5)
-
-
 def search(
     images: np.ndarray,
     how: Try,
@@ -205,8 +140,11 @@ def search(
     teacher = create_params(seed, PLANTED_RATES)
     blocks, branches = np.shape(PLANTED_RATES)
     start = rates or blocks * [branches * [how.start]]
-    student = create_student(seed if how.given_weights else seed + 1, how, start)
-    fresh = create_student(seed + 2, how, start)
+    create = create_params
+    if how.method == "relaxed":
+        create = functools.partial(create_relaxed_params, shared_kernel=how.shared_kernel)
+    student = create(seed if how.given_weights else seed + 1, start)
+    fresh = create(seed + 2, start)
     student["stem"] = teacher["stem"]
     opt_state, train_step = _create_optimizer(how).init(student), _create_train_step(how)
     began, losses, log = time.monotonic(), [], []
@@ -275,12 +213,6 @@ def _create_optimizer(how: Try) -> optax.GradientTransformation:
         },
         labels,
     )
-
-
-def read_rates(params: Params) -> np.ndarray:
-    """The rates f64[3, 2]; of the relaxed method the likeliest candidates."""
-    rates = np.asarray(params["rates"], np.float64)
-    return np.array(CANDIDATES, float)[rates.argmax(-1)] if rates.ndim == 3 else rates.round(3)
 
 
 def measure_distances(rates: np.ndarray, *, any_order: bool) -> np.ndarray:

@@ -24,25 +24,16 @@ import numpy as np
 import optax
 from flax.traverse_util import flatten_dict, path_aware_map, unflatten_dict
 from jax import Array
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import ArrayLike
 
 from regseg_jax.models import field_of_view, variants
 from regseg_jax.models.field_of_view import LayerFieldOfView
-from regseg_jax.models.regseg import RegSeg
-from regseg_jax.models.searched_conv import (
-    LOGITS,
-    RATES,
-    TAP_WIDTH,
-    TEMPERATURE,
-    create_continuous_conv,
-    create_relaxed_conv,
-)
+from regseg_jax.models.searched_conv import LOGITS, RATES, TAP_WIDTH, TEMPERATURE
+from regseg_jax.models.searched_model import METHODS, clamp_rates
 from regseg_jax.runtime.checks import check_integer, check_number, check_one_of
 from regseg_jax.training.optimizer import create_learning_rate_fn, with_learning_rate
 
 Params = dict[str, Any]
-
-_DILATED_CONVS = {"relaxed": create_relaxed_conv, "continuous": create_continuous_conv}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +51,7 @@ class SearchConfig:
     tap_width: float = 4.0  # continuous: of the taps at first, in pixels at 1/16; it narrows to 1
 
     def __post_init__(self) -> None:
-        check_one_of("search.method", self.method, _DILATED_CONVS)
+        check_one_of("search.method", self.method, METHODS)
         check_integer("search.num_branches", self.num_branches, at_least=2)
         check_integer("search.max_rate", self.max_rate, at_least=1)
         check_number("search.temperature", self.temperature, above=0)
@@ -68,63 +59,6 @@ class SearchConfig:
         check_number("search.learning_rate", self.learning_rate, above=0)
         check_integer("search.warmup_steps", self.warmup_steps, at_least=0)
         check_number("search.tap_width", self.tap_width, at_least=1)
-
-
-def create_search_model(
-    variant: variants.Variant,
-    num_classes: int,
-    dtype: DTypeLike,
-    *,
-    method: str,
-    num_branches: int,
-    rate: int,
-) -> RegSeg:
-    """The variant with searched branches in every block at 1/16, the strided one left out.
-
-    Args:
-      variant: to search.
-      num_classes: of the output.
-      dtype: of the computation.
-      method: `relaxed` or `continuous`.
-      num_branches: of each block.
-      rate: the largest candidate, or where every rate starts; the bound, where that is lower.
-
-    Raises:
-      ValueError: if a block's channels do not split into this many branches.
-    """
-    num_blocks = len(variants.get_dilation_rates(variant.backbone))
-    ones = variants.replace_dilation_rates(variant.backbone, num_blocks * [num_branches * [1]])
-    wanted = jnp.full((num_blocks, num_branches), rate)
-    clamped = clamp_rates(wanted, searched_layers(ones)[0].field_of_view_before)
-    backbone = variants.replace_dilation_rates(ones, clamped.tolist())
-    return RegSeg(
-        dataclasses.replace(variant, backbone=backbone), num_classes, _DILATED_CONVS[method], dtype
-    )
-
-
-def searched_layers(backbone: variants.Backbone) -> tuple[LayerFieldOfView, ...]:
-    """The layers at 1/16, the strided one left out."""
-    return tuple(
-        layer for layer in field_of_view.trace_field_of_view(backbone) if layer.stride_before == 16
-    )
-
-
-def clamp_rates(rates: Array, first_field_of_view: int) -> Array:
-    """Puts rates between 1 and the bound that the (clamped) rates before them set.
-
-    Args:
-      rates: [blocks, branches], integers or real numbers, in the order of computation.
-      first_field_of_view: of the first block's input, in pixels.
-
-    Returns:
-      The same shape and dtype; whole numbers stay whole.
-    """
-    seen, clamped = first_field_of_view, []
-    for block in rates:
-        bound = field_of_view.max_dilation_rate(seen, 16)
-        clamped.append(jnp.clip(block, 1, bound).astype(rates.dtype))
-        seen = field_of_view.widen(seen, 16, clamped[-1].max())
-    return jnp.stack(clamped)
 
 
 def compute_tap_width(initial: float, progress: ArrayLike, *, narrowed_at: float = 0.5) -> Array:
@@ -145,7 +79,7 @@ class RateSearch(abc.ABC):
     """What is the same in both methods of searching.
 
     Attributes:
-      layers: the searched ones, see `searched_layers`.
+      layers: the searched ones, see `searched_model.searched_layers`.
       learning_rate: of the rates or logits when they start to move; it falls linearly to 0.
       warmup_steps: before they move.
       num_steps: of the run.

@@ -4,8 +4,8 @@ import pytest
 from jax import lax
 from jax import numpy as jnp
 
-from regseg_jax.ops import conv
 from regseg_jax.ops.conv import grouped_conv
+from regseg_jax.ops.conv_forms import FORMS, Geometry
 from regseg_jax.ops.lowerings import (
     ConvGeometry,
     LoweringTable,
@@ -169,8 +169,8 @@ def test_a_table_overrides_the_platform_and_jit_traces_again():
 def test_only_taps_that_reach_the_map_are_multiplied():
     # 3 x 20 at rate 10: the taps above and below see padding only, which leaves O of 3O columns.
     case = ((3, 20), 8, 8, 3, 1, 10, 2)
-    geometry = conv._Geometry(stride=1, rate=10, groups=2, pad_height=10)
-    jaxpr = jax.make_jaxpr(lambda x, k: conv._rows_conv(x, k, geometry))(*_inputs(case))
+    geometry = Geometry(stride=1, rate=10, groups=2, pad_height=10)
+    jaxpr = jax.make_jaxpr(lambda x, k: FORMS["rows"](x, k, geometry))(*_inputs(case))
     products = [eqn for eqn in jaxpr.jaxpr.eqns if eqn.primitive is lax.dot_general_p]
     assert len(products) == 1
     assert products[0].outvars[0].aval.size == 2 * 3 * 20 * 8

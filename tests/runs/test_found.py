@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from regseg_jax.models import variants
+from regseg_jax.models.searched_model import create_search_model, searched_layers
 from regseg_jax.runs.found import draw_rates, save_found
-from regseg_jax.training.rate_search import ContinuousSearch, create_search_model, searched_layers
+from regseg_jax.training.rate_search import ContinuousSearch
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from small_import import NAME, NUM_CLASSES
 
 from regseg_jax.models import variants
 from regseg_jax.models.regseg import RegSeg, create_model
+from regseg_jax.models.searched_model import create_search_model
 from regseg_jax.runs import initial_weights
 from regseg_jax.runs.initial_weights import load_initial_weights
-from regseg_jax.training.rate_search import create_search_model
 from regseg_jax.weights.names import from_torch
 
 

@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from regseg_jax.search import planted
+from regseg_jax.search import planted, planted_network
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def test_a_student_with_the_teachers_weights_approaches_its_rates(images):
 
 
 def test_a_relaxed_student_learns_and_its_rates_are_candidates(images, monkeypatch):
-    monkeypatch.setattr(planted, "CANDIDATES", (1, 3, 7))
+    monkeypatch.setattr(planted_network, "CANDIDATES", (1, 3, 7))
     _shorten(monkeypatch, "relaxed", num_steps=30)
     result = planted.run_try(images, "relaxed", seed=0)
     assert set(np.ravel(result["rates"])) <= {1, 3, 7}
@@ -56,9 +56,9 @@ def test_rates_move_layer_by_layer_if_asked(images):
 
 
 def test_the_planted_rates_are_where_the_loss_is_zero(images):
-    teacher = planted.create_params(0, planted.PLANTED_RATES)
-    same = planted.create_params(0, planted.PLANTED_RATES)
-    other = planted.create_params(0, [[1, 3], [2, 7], [4, 11]])
-    expected = planted.apply(teacher, images, 1.0)
-    np.testing.assert_array_equal(planted.apply(same, images, 1.0), expected)
-    assert np.abs(planted.apply(other, images, 1.0) - expected).max() > 0.01
+    teacher = planted_network.create_params(0, planted.PLANTED_RATES)
+    same = planted_network.create_params(0, planted.PLANTED_RATES)
+    other = planted_network.create_params(0, [[1, 3], [2, 7], [4, 11]])
+    expected = planted_network.apply(teacher, images, 1.0)
+    np.testing.assert_array_equal(planted_network.apply(same, images, 1.0), expected)
+    assert np.abs(planted_network.apply(other, images, 1.0) - expected).max() > 0.01

@@ -17,13 +17,14 @@ from jax.sharding import Mesh
 
 from regseg_jax.data.augment import AugmentConfig, augment, normalize
 from regseg_jax.models.regseg import RegSeg
+from regseg_jax.models.searched_model import create_search_model, searched_layers
 from regseg_jax.models.variants import Backbone, Block, Variant
 from regseg_jax.ops.conv import grouped_conv
 from regseg_jax.training.eval_step import create_classify_fn, create_eval_step
 from regseg_jax.training.losses import BootstrappedCrossEntropy, CrossEntropy
 from regseg_jax.training.optimizer import create_learning_rate_fn, create_optimizer
 from regseg_jax.training.precise_bn import create_add_batch
-from regseg_jax.training.rate_search import ContinuousSearch, create_search_model, searched_layers
+from regseg_jax.training.rate_search import ContinuousSearch
 from regseg_jax.training.sharding import batch_sharded, replicated
 from regseg_jax.training.steps import create_train_step
 from regseg_jax.training.train_state import create_train_state

@@ -11,15 +11,13 @@ from regseg_jax.models import field_of_view, variants
 from regseg_jax.models.blocks import DilatedConv
 from regseg_jax.models.regseg import RegSeg
 from regseg_jax.models.searched_conv import RelaxedConv, SearchedConv
+from regseg_jax.models.searched_model import clamp_rates, create_search_model, searched_layers
 from regseg_jax.training.optimizer import create_optimizer
 from regseg_jax.training.rate_search import (
     ContinuousSearch,
     RelaxedSearch,
-    clamp_rates,
     compute_tap_width,
     compute_temperature,
-    create_search_model,
-    searched_layers,
 )
 
 

@@ -11,11 +11,11 @@ from jax import Array
 from jax.sharding import Mesh
 
 from regseg_jax.models.regseg import RegSeg
+from regseg_jax.models.searched_model import create_search_model
 from regseg_jax.models.variants import Backbone, Block, Variant
 from regseg_jax.training.eval_step import create_classify_fn, create_eval_step
 from regseg_jax.training.losses import BootstrappedCrossEntropy, CrossEntropy
 from regseg_jax.training.optimizer import create_learning_rate_fn, create_optimizer
-from regseg_jax.training.rate_search import create_search_model
 from regseg_jax.training.sharding import arrange_mesh, replicate, shard_batch
 from regseg_jax.training.steps import create_train_step
 from regseg_jax.training.train_state import create_train_state

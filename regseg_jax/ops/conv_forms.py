@@ -1,0 +1,160 @@
+"""How a convolution can be computed, equal up to rounding; `ops.conv` chooses.
+
+- `conv`: `jax.lax.conv_general_dilated`;
+- `product`: a 1x1 convolution as one matrix product;
+- `rows`: a batched product over the groups, see `_rows_conv`;
+- `split`: a convolution for each group;
+- `dense`: groups side by side as one block-diagonal dense convolution, in chunks of at most 128
+  channels; `dense_rows`: the same with `rows` for each chunk;
+- `merged_64`, `merged_128`: neighbouring groups merged up to this many channels, still grouped.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+from jax import Array, lax
+from jax import numpy as jnp
+
+_TPU_CHANNELS = 128  # that a TPU multiplies at once
+
+
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+    """What all forms take; padding along the width follows from it."""
+
+    stride: int
+    rate: int
+    groups: int
+    pad_height: int  # zeros above and below; 0 where the rows there are fetched
+
+
+def _conv(x: Array, kernel: Array, geometry: Geometry) -> Array:
+    pad = geometry.rate * (kernel.shape[0] - 1) // 2
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(geometry.stride, geometry.stride),
+        padding=((geometry.pad_height, geometry.pad_height), (pad, pad)),
+        rhs_dilation=(geometry.rate, geometry.rate),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=geometry.groups,
+    )
+
+
+def _product(x: Array, kernel: Array, geometry: Geometry) -> Array:
+    x = x[:, :: geometry.stride, :: geometry.stride]
+    return jnp.einsum("bhwc,co->bhwo", x, kernel[0, 0])
+
+
+def _merged_conv(x: Array, kernel: Array, geometry: Geometry, *, max_channels: int) -> Array:
+    """Merges as many neighbouring groups as divide all and keep within the limit."""
+    most = max(max_channels // kernel.shape[2], 1)
+    size = max(n for n in range(1, min(most, geometry.groups) + 1) if geometry.groups % n == 0)
+    merged = dataclasses.replace(geometry, groups=geometry.groups // size)
+    return _conv(x, _merge_groups(kernel, geometry.groups, size), merged)
+
+
+def _split_conv(x: Array, kernel: Array, geometry: Geometry) -> Array:
+    """Convolves each group by itself: no gathered copies, but a longer compilation."""
+    return _chunked_conv(x, kernel, geometry, geometry.groups, _conv)
+
+
+def _dense_conv(x: Array, kernel: Array, geometry: Geometry, *, conv: Callable) -> Array:
+    """Convolves chunks of groups as dense ones, of about the same size."""
+    groups_per_chunk = max(_TPU_CHANNELS // kernel.shape[2], 1)
+    return _chunked_conv(x, kernel, geometry, -(-geometry.groups // groups_per_chunk), conv)
+
+
+def _chunked_conv(
+    x: Array, kernel: Array, geometry: Geometry, num_chunks: int, conv: Callable
+) -> Array:
+    groups, group_width = geometry.groups, kernel.shape[2]
+    group_features = kernel.shape[3] // groups
+    ends = [groups * (chunk + 1) // num_chunks for chunk in range(num_chunks)]
+    parts = zip(
+        jnp.split(x, [end * group_width for end in ends[:-1]], -1),
+        jnp.split(kernel, [end * group_features for end in ends[:-1]], -1),
+        strict=True,
+    )
+    dense = dataclasses.replace(geometry, groups=1)
+    outputs = []
+    for x_part, kernel_part in parts:
+        size = x_part.shape[3] // group_width
+        outputs.append(conv(x_part, _merge_groups(kernel_part, size, size), dense))
+    return jnp.concatenate(outputs, -1)
+
+
+def _merge_groups(kernel: Array, groups: int, size: int) -> Array:
+    """The kernel [k, k, size * C / groups, O] of as many neighbouring groups in one, else zero."""
+    if size == 1:
+        return kernel
+    *taps, group_width, features = kernel.shape
+    kernel = kernel.reshape(*taps, 1, group_width, groups // size, size, features // groups)
+    same_group = jnp.eye(size, dtype=bool).reshape(size, 1, 1, size, 1)
+    return jnp.where(same_group, kernel, 0).reshape(*taps, size * group_width, features)
+
+
+def _rows_conv(x: Array, kernel: Array, geometry: Geometry) -> Array:
+    """Convolves by a matrix product a group, its gradients being matrix products too.
+
+    The taps in a row of the kernel are gathered along W before the product, those in a column
+    are added along H after it. So the product is [pixels, 3C] x [3C, 3O] where the usual
+    (im2col) one is [pixels, 9C] x [9C, O]: the same work with a third of the gathered copies, in
+    a shape that suits narrow groups better. In half precision up to three products are rounded
+    before they are added, where a convolution rounds once. With a stride, a tap meets only the
+    input rows of one remainder, so each remainder has its product.
+    """
+    stride, groups = geometry.stride, geometry.groups
+    (batch, height, width, _), (size, _, group_width, features) = x.shape, kernel.shape
+    group_features = features // groups
+    reach = geometry.rate * (size - 1)
+    out_height, out_width = (
+        -(-(height + 2 * geometry.pad_height - reach) // stride),
+        -(-width // stride),
+    )
+    offsets = [tap * geometry.rate - reach // 2 for tap in range(size)]
+    row_offsets = [tap * geometry.rate - geometry.pad_height for tap in range(size)]
+    # Taps further out than the map is large see nothing but padding.
+    columns = [tap for tap in range(size) if abs(offsets[tap]) < width]
+    rows = [tap for tap in range(size) if abs(row_offsets[tap]) < height]
+
+    x = x.reshape(batch, height, width, groups, group_width)
+    x = jnp.transpose(x, (3, 0, 1, 2, 4))  # [G, B, H, W, C]
+    x = jnp.concatenate([_shift(x, 3, offsets[tap], out_width, stride) for tap in columns], -1)
+    kernel = kernel.reshape(size, size, group_width, groups, group_features)
+    kernel = jnp.transpose(kernel, (3, 0, 1, 2, 4))  # [G, kH, kW, C, O]
+    kernel = kernel[:, :, columns[0] : columns[-1] + 1].reshape(groups, size, -1, group_features)
+
+    y = jnp.zeros((groups, batch, out_height, out_width, group_features), x.dtype)
+    for remainder in range(stride):
+        taps = [tap for tap in rows if row_offsets[tap] % stride == remainder]
+        if not taps:
+            continue
+        taps_kernel = jnp.concatenate([kernel[:, tap] for tap in taps], -1)
+        product = jnp.einsum("gbhwk,gko->gbhwo", x[:, :, remainder::stride], taps_kernel)
+        for tap, part in zip(taps, jnp.split(product, len(taps), -1), strict=True):
+            y += _shift(part, 2, row_offsets[tap] // stride, out_height)
+    return jnp.transpose(y, (1, 2, 3, 0, 4)).reshape(batch, out_height, out_width, features)
+
+
+def _shift(x: Array, axis: int, offset: int, size: int, stride: int = 1) -> Array:
+    """Returns the ``size`` entries ``x[offset + stride * i]`` along axis, zero outside of x."""
+    high = offset + (size - 1) * stride + 1 - x.shape[axis]
+    padding = [(0, 0, 0)] * x.ndim
+    padding[axis] = (-offset, high, 0)
+    x = lax.pad(x, jnp.zeros((), x.dtype), padding)
+    return lax.slice_in_dim(x, 0, None, stride, axis)
+
+
+# By name: functions of x, kernel and `Geometry`.
+FORMS = {
+    "conv": _conv,
+    "product": _product,
+    "rows": _rows_conv,
+    "split": _split_conv,
+    "dense": functools.partial(_dense_conv, conv=_conv),
+    "dense_rows": functools.partial(_dense_conv, conv=_rows_conv),
+    "merged_64": functools.partial(_merged_conv, max_channels=64),
+    "merged_128": functools.partial(_merged_conv, max_channels=128),
+}
