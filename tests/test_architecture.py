@@ -109,6 +109,7 @@ PLACES = {
         ),
         *("search.compare", "runtime.recipes"),
         *("benchmark.formats", "benchmark.input", "benchmark.programs"),
+        "benchmark.training_curves",
     ),
     "torch": ("export", "weights.torch_files"),
     "safetensors": ("weights.safetensors_files",),

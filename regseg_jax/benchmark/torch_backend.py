@@ -1,6 +1,7 @@
 """The workload in PyTorch; the one module here that needs it."""
 
 import copy
+import functools
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 from regseg_jax.benchmark.workload import LEARNING_RATE, NUM_LOSSES, Prepared, Workload
 from regseg_jax.export import torch_forms
 from regseg_jax.models.regseg import RegSeg
-from regseg_jax.weights.names import from_torch
+from regseg_jax.weights.names import from_torch, to_torch
 
 
 def prepare_torch(
@@ -34,7 +35,8 @@ def prepare_torch(
         step = torch_forms.create_inference(model, form, precision, images)
     else:
         labels = torch_forms.to_device(workload.labels.astype(np.int64), device)
-        step = torch_forms.create_train_step(model, form, precision, images, labels, LEARNING_RATE)
+        train_step = torch_forms.create_train_step(model, form, precision, images.device)
+        step = functools.partial(train_step, images, labels, LEARNING_RATE)
 
     def run() -> Any:
         result = step()
@@ -48,6 +50,34 @@ def prepare_torch(
     else:
         output = np.array([result.item(), *(run().item() for _ in range(NUM_LOSSES - 1))])
     return Prepared(run, output, compile_seconds, memory_bytes)
+
+
+class TorchTraining:
+    """The author's training step in float32, on the CPU, from weights in JAX.
+
+    Args:
+      model: in JAX.
+      variables: its weights.
+    """
+
+    def __init__(self, model: RegSeg, variables: Any):
+        self._jax_model = model
+        name, num_classes = model.variant.name, model.num_classes
+        self._model = torch_forms.create_model_of(name, num_classes, to_torch(variables))
+        device = next(self._model.parameters()).device
+        self._train_step = torch_forms.create_train_step(
+            self._model, torch_forms.Form(), "float32", device
+        )
+
+    def step(self, images: np.ndarray, labels: np.ndarray, learning_rate: float) -> float:
+        """Takes a step on f32[B, 3, H, W] and i64[B, H, W], and returns the loss."""
+        tensors = (torch_forms.to_device(array, "cpu") for array in (images, labels))
+        return self._train_step(*tensors, learning_rate).item()
+
+    @property
+    def variables(self) -> Any:
+        """The weights now, in JAX."""
+        return to_variables(self._model, self._jax_model)
 
 
 def to_variables(torch_model: Any, model: RegSeg) -> Any:

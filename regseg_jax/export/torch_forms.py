@@ -5,7 +5,7 @@ Needs torch and no other package. Both benchmarks time these functions.
 
 import contextlib
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from regseg_jax.data.classes import IGNORE_LABEL
-from regseg_jax.export.torch_model import create_torch_model, fuse_batch_norm
+from regseg_jax.export.torch_model import create_torch_model, fuse_batch_norm, load_weights
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -58,6 +58,13 @@ def get_inference_forms(precision: str) -> tuple[Form, ...]:
     if precision != "float32":
         return INFERENCE_FORMS
     return tuple(dict.fromkeys(form._replace(cast_weights=False) for form in INFERENCE_FORMS))
+
+
+def create_model_of(name: str, num_classes: int, arrays: Mapping[str, Any]) -> nn.Module:
+    """A model on the CPU with the weights of a state dict of arrays."""
+    model = create_torch_model(name, num_classes)
+    load_weights(model, {key: torch.tensor(array) for key, array in arrays.items()})
+    return model
 
 
 def create_random_model(name: str, num_classes: int) -> nn.Module:
@@ -118,40 +125,39 @@ def create_inference(
 
 
 def create_train_step(
-    model: nn.Module, form: Form, precision: str, images: Tensor, labels: Tensor, lr: float
-) -> Callable[[], Tensor]:
+    model: nn.Module, form: Form, precision: str, device: torch.device
+) -> Callable[[Tensor, Tensor, float], Tensor]:
     """Builds a training step: forward, loss, backward and update, with the author's optimizer.
 
     Args:
-      model: in float32; each step changes it.
+      model: in float32, on the device; each step changes it.
       form: one of `TRAINING_FORMS`.
       precision: a key of `DTYPES`; other than float32 under autocast, float16 with a loss scale.
-      images: f32[B, 3, H, W].
-      labels: i64[B, H, W], 255 where ignored.
-      lr: the learning rate.
+      device: of the model and the batches.
 
     Returns:
-      A function of nothing that takes a step and returns the loss.
+      A function that takes a step and returns the loss: of images f32[B, 3, H, W], labels
+      i64[B, H, W], 255 where ignored, and the learning rate.
     """
     layout = torch.channels_last if form.channels_last else torch.contiguous_format
     model = model.train().to(memory_format=layout)
-    images = images.to(memory_format=layout)
     forward = torch.compile(model) if form.compiled else model
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     undecayed = [parameter for norm in norms for parameter in norm.parameters()]
     ids = {id(parameter) for parameter in undecayed}
     decayed = [parameter for parameter in model.parameters() if id(parameter) not in ids]
     groups = [{"params": decayed, "weight_decay": 1e-4}, {"params": undecayed, "weight_decay": 0}]
-    optimizer = torch.optim.SGD(groups, lr=lr, momentum=0.9)
+    optimizer = torch.optim.SGD(groups, lr=0.0, momentum=0.9)
     # A loss scale at which no step overflows: a skipped step has nothing to compare.
-    scaler = torch.amp.GradScaler(
-        images.device.type, init_scale=2.0**10, enabled=precision == "float16"
-    )
+    scaler = torch.amp.GradScaler(device.type, init_scale=2.0**10, enabled=precision == "float16")
 
-    def step() -> Tensor:
+    def step(images: Tensor, labels: Tensor, learning_rate: float) -> Tensor:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
         optimizer.zero_grad()
-        with _autocast(images.device, precision, torch.float32):
-            loss = F.cross_entropy(forward(images).float(), labels, ignore_index=IGNORE_LABEL)
+        with _autocast(device, precision, torch.float32):
+            logits = forward(images.contiguous(memory_format=layout))
+            loss = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE_LABEL)
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()

@@ -15,6 +15,18 @@ def parse_size(text: str, flag: str = "size") -> tuple[int, int]:
     return int(numbers[0]), int(numbers[1])
 
 
+def parse_seeds(text: str) -> list[int]:
+    """Reads the numbers of `--seeds`, with commas between.
+
+    Raises:
+      ValueError: if one is not a whole number, from 0 on.
+    """
+    seeds = [seed.strip() for seed in text.split(",")]
+    if not all(seed.isdecimal() for seed in seeds):
+        raise ValueError(f"--seeds is {text!r}: it must be whole numbers, such as 0,1,2")
+    return [int(seed) for seed in seeds]
+
+
 def parse_choices(text: str, flag: str, known: Sequence[str]) -> list[str]:
     """Reads values with commas between.
 

@@ -28,6 +28,7 @@ from regseg_jax.benchmark.core import run_benchmark
 from regseg_jax.data import classes
 from regseg_jax.data.sources.source import load_camvid
 from regseg_jax.reports.tables import format_table
+from regseg_jax.runtime.arguments import parse_choices, parse_seeds
 from regseg_jax.search.planted_network import (
     Params,
     apply,
@@ -252,15 +253,11 @@ def train_from_scratch(
 
 def measure(values: flags.FlagValues) -> dict[str, Any]:
     """Tries everything that the flags name with every seed and prints a table."""
-    if unknown := [name for name in values.tries if name not in TRIES]:
-        raise ValueError(f"--tries has {', '.join(unknown)}; there are {', '.join(TRIES)}")
-    try:
-        seeds = [int(seed) for seed in values.seeds]
-    except ValueError:
-        raise ValueError(f"--seeds is {values.seeds}; give whole numbers such as 0,1,2") from None
+    names = parse_choices(values.tries, "tries", list(TRIES))
+    seeds = parse_seeds(values.seeds)
     images = load_images(values.data_dir)
     results = []
-    for name in values.tries:
+    for name in names:
         for seed in seeds:
             results.append(run_try(images, name, seed))
             print({key: x for key, x in results[-1].items() if key != "log"}, flush=True)
@@ -276,15 +273,15 @@ def measure(values: flags.FlagValues) -> dict[str, Any]:
     ]
     print(format_table(headers, rows))
     print(f"retrained with the planted rates: {', '.join(f'{loss:.3f}' for loss in planted)}")
-    tries = {name: dataclasses.asdict(TRIES[name]) for name in values.tries}
-    planted = dict(zip(values.seeds, planted, strict=True))
+    tries = {name: dataclasses.asdict(TRIES[name]) for name in names}
+    planted = dict(zip(seeds, planted, strict=True))
     settings = {"planted": PLANTED_RATES, "tries": tries, "planted_from_scratch": planted}
     return {**settings, "results": results}
 
 
 if __name__ == "__main__":
     flags.DEFINE_string("data_dir", None, "CamVid, either edition.")
-    flags.DEFINE_list("tries", list(TRIES), "Names of tries, see TRIES.")
-    flags.DEFINE_list("seeds", ["0", "1", "2"], "Of weights and the order of images.")
+    flags.DEFINE_string("tries", ",".join(TRIES), "Names of tries, with commas between.")
+    flags.DEFINE_string("seeds", "0,1,2", "Of weights and the order of images.")
     flags.mark_flags_as_required(["data_dir"])
     run_benchmark(measure, "regseg_jax.search.planted")

@@ -1,6 +1,6 @@
 import pytest
 
-from regseg_jax.runtime.arguments import parse_choices, parse_size
+from regseg_jax.runtime.arguments import parse_choices, parse_seeds, parse_size
 
 
 def test_size():
@@ -11,6 +11,16 @@ def test_size():
 def test_bad_size(text):
     with pytest.raises(ValueError, match=r"--image_size is .* HEIGHT,WIDTH"):
         parse_size(text, "image_size")
+
+
+def test_seeds():
+    assert parse_seeds("3, 0,12") == [3, 0, 12]
+
+
+@pytest.mark.parametrize("text", ["", "1,", "-1", "a", "1.5"])
+def test_bad_seeds(text):
+    with pytest.raises(ValueError, match=r"--seeds is .*0,1,2"):
+        parse_seeds(text)
 
 
 def test_choices():

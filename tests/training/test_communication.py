@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import importlib.util
 import re
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,7 @@ from flax.traverse_util import flatten_dict
 from jax import Array
 from jax.sharding import Mesh
 
+from regseg_jax.benchmark.targets import create_target
 from regseg_jax.data.augment import AugmentConfig, augment, normalize
 from regseg_jax.models.regseg import RegSeg
 from regseg_jax.models.searched_model import create_search_model, searched_layers
@@ -56,14 +58,15 @@ def model(variant) -> RegSeg:
     return RegSeg(variant, num_classes=11)
 
 
-def _count_collectives(fun: Callable, *args: Any) -> collections.Counter:
+def _count_collectives(fun: Callable, *args: Any, platform: str = "tpu") -> collections.Counter:
     """Compiles for the CPU what JAX gives accelerators: their convolutions, not the CPU's.
 
     On the CPU's own, which are matrix products, the partitioner has nothing to gather.
+    For arguments on GPUs, which need not exist, platform is "cuda".
     """
-    lowered = jax.jit(fun).trace(*args).lower(lowering_platforms=("tpu",))
+    lowered = jax.jit(fun).trace(*args).lower(lowering_platforms=(platform,))
     text = lowered.compile(compiler_options={"xla_backend_optimization_level": 0}).as_text()
-    assert " convolution(" in text
+    assert re.search(r" convolution\(|__cudnn\$conv", text)
     kinds = (
         "all-reduce|all-gather|all-to-all|collective-permute|collective-broadcast|reduce-scatter"
     )
@@ -77,7 +80,8 @@ def _abstract(tree: Any, sharding: jax.sharding.Sharding) -> Any:
 
 
 def _batch(mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    batch = {"image": np.zeros((4, 48, 64, 3), np.uint8), "label": np.zeros((4, 48, 64), np.uint8)}
+    shape = (2 * mesh.size, 48, 64)
+    batch = {"image": np.zeros((*shape, 3), np.uint8), "label": np.zeros(shape, np.uint8)}
     return _abstract(batch, batch_sharded(mesh))
 
 
@@ -92,6 +96,7 @@ def _count_of_train_step(
     loss_fn: CrossEntropy = CROSS_ENTROPY,
     tx: Any = TX,
     dynamic_scale: Any = None,
+    platform: str = "tpu",
     **options: Any,
 ) -> collections.Counter:
     step = create_train_step(
@@ -99,7 +104,8 @@ def _count_of_train_step(
     )
     state = jax.eval_shape(lambda: create_train_state(model, tx, jax.random.key(0), with_ema=True))
     state = state.replace(dynamic_scale=dynamic_scale)
-    return _count_collectives(step, _abstract(state, replicated(mesh)), _batch(mesh))
+    state = _abstract(state, replicated(mesh))
+    return _count_collectives(step, state, _batch(mesh), platform=platform)
 
 
 def _num_batch_norms(model: RegSeg, mesh: Mesh) -> int:
@@ -121,6 +127,17 @@ def test_a_step_sends_two_sums_a_batch_norm_and_the_gradients(model, mesh):
     counts = _count_of_train_step(model, mesh)
     assert counts.keys() == {"all-reduce"}
     # Forwards and backwards, some in one call; loss and gradients in few.
+    assert counts["all-reduce"] <= 2 * _num_batch_norms(model, mesh)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("jax_cuda12_plugin") is None, reason="needs the extra aot-gpu"
+)
+def test_eight_gpus_send_no_more(model):
+    mesh = create_target("h100:8").mesh
+    counts = _count_of_train_step(model, mesh, platform="cuda")
+    assert counts.keys() == {"all-reduce"}
     assert counts["all-reduce"] <= 2 * _num_batch_norms(model, mesh)
 
 

@@ -209,6 +209,26 @@ def test_same_loss_in_float32(model, initial_state, batch, on_one_device, num_de
     np.testing.assert_allclose(history[0]["loss"], on_one_device[1][0]["loss"], rtol=1e-5)
 
 
+def _primitives_in_loops(jaxpr: Any, *, in_loop: bool = False) -> set[str]:
+    names = set()
+    for eqn in jaxpr.eqns:
+        looped = in_loop or eqn.primitive.name in ("scan", "while")
+        names |= {eqn.primitive.name} if looped else set()
+        for value in jax.tree.leaves(list(eqn.params.values())):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                names |= _primitives_in_loops(inner, in_loop=looped)
+    return names
+
+
+def test_only_micro_batches_are_computed_in_a_loop(model, initial_state, batch):
+    """XLA's CPU backend is slow at the gradients of convolutions in one."""
+    for accumulation_steps, in_loop in ((1, False), (2, True)):
+        step = _compile_step(model, _mesh(1), accumulation_steps=accumulation_steps)
+        jaxpr = step.trace(_copy(initial_state), shard_batch(batch, _mesh(1))).jaxpr
+        assert ("conv_general_dilated" in _primitives_in_loops(jaxpr)) == in_loop
+
+
 def test_the_state_is_donated(step, initial_state, batch, on_one_device):
     state = _copy(initial_state)
     next_state, metrics = step(state, shard_batch(batch, _mesh(1)))

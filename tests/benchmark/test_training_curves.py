@@ -1,0 +1,79 @@
+import types
+
+import numpy as np
+import pytest
+import small_import
+
+from regseg_jax.benchmark import training_curves as tc
+from regseg_jax.benchmark.pillow_augment import Crop
+from regseg_jax.config import create_default_config
+from regseg_jax.runs.run import Run
+
+
+@pytest.fixture
+def config(monkeypatch):
+    """Three steps of the small backbone, with nothing evaluated."""
+    evaluation = types.SimpleNamespace(scores=types.SimpleNamespace(mean_iou=0.5))
+    monkeypatch.setattr(Run, "create_evaluator", lambda run: lambda variables: evaluation)
+    config = create_default_config()
+    config.model, config.num_epochs, config.global_batch_size = small_import.NAME, 1, 8
+    config.data.source, config.data.num_workers = "synthetic", 0
+    config.data.synthetic_size, config.data.synthetic_train_examples = (48, 64), 24
+    config.eval.batch_size, config.augment.crop_size = 8, (32, 48)
+    config.augment.min_shorter_side, config.augment.max_shorter_side = 24, 64
+    with small_import.small_backbone():
+        yield config
+
+
+def test_at_equal_crops_pytorch_and_jax_have_the_same_curve(config, tmp_path):
+    tc.train_missing(config, tmp_path, ["recipe", "threefry"], [3])
+    curves = tc.read_curves(tmp_path)
+    recipe, threefry = (curves[way][3]["losses"] for way in ("recipe", "threefry"))
+    assert len(recipe) == 3
+    np.testing.assert_allclose(recipe, threefry, rtol=2e-3)
+    # What is there is not trained again.
+    tc.train_missing(config, tmp_path, ["recipe", "threefry"], [3])
+    assert tc.read_curves(tmp_path) == curves
+
+
+def test_ways_draw_other_crops_from_the_same_ranges(config, tmp_path):
+    run = Run.create(config, tmp_path)
+    sizes = 100 * [(48, 64)]
+    draws = {way: tc.create_draw(run, tc.WAYS[way])(2, sizes) for way in tc.WAYS}
+    run.close()
+    assert draws["recipe"] == draws["threefry"]
+    assert len({tuple(draw) for draw in draws.values()}) == len(tc.WAYS) - 1
+    for draw in draws.values():
+        assert all(isinstance(crop, Crop) for crop in draw)
+        shorter = [crop.size[0] for crop in draw]
+        assert 24 <= min(shorter) < 30 < 58 < max(shorter) <= 64
+        assert 20 < sum(crop.flip for crop in draw) < 80
+
+
+def test_other_recipes_are_refused(config, tmp_path):
+    config.augment.rand_augment_num_ops = 2
+    with pytest.raises(ValueError, match="without RandAugment"):
+        tc.train(config, tmp_path / "run", tc.WAYS["recipe"])
+
+
+def _curve(*epochs: float) -> dict:
+    return {"losses": np.repeat(epochs, 2).tolist(), "steps_per_epoch": 2, "mean_iou": 0.5}
+
+
+def test_pairs_are_compared_by_their_common_seeds():
+    curves = {
+        "author": {0: _curve(3, 1), 1: _curve(3, 2), 2: _curve(3, 3)},
+        "recipe": {0: _curve(3, 1.5), 1: _curve(3, 2.1), 7: _curve(9, 9)},
+        "rbg": {5: _curve(1, 1)},
+    }
+    author, recipe, rbg = tc.compare_pairs(curves, lambda curve: tc.summarize_epochs(curve)[-1])
+    assert author["values"] == {0: 1, 1: 2, 2: 3}
+    assert (author["mean"], author["std"]) == (2, 1)
+    assert "difference" not in author
+    assert recipe["pairs"] == 2
+    assert recipe["difference"] == pytest.approx(0.3)
+    assert recipe["standard_error"] == pytest.approx(0.2)
+    assert recipe["p_value"] == pytest.approx(0.374, abs=1e-3)  # t = 1.5, one degree of freedom
+    assert rbg["std"] is None
+    assert "0.3000 +- 0.2000" in tc.format_comparison([author, recipe, rbg], 1, 4)
+    assert tc.draw_training_curves(curves).size == (800, 500)
