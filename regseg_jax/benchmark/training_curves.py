@@ -14,13 +14,13 @@ import functools
 import itertools
 import json
 import pathlib
+import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.stats
 from absl import flags
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict, config_flags
@@ -34,6 +34,7 @@ from regseg_jax.data.augment import Placement, draw_placement
 from regseg_jax.data.pipeline import Batch
 from regseg_jax.ops.lowerings import use_lowerings
 from regseg_jax.reports.charts import render_figure
+from regseg_jax.reports.paired import compare_pairs, format_difference
 from regseg_jax.reports.pictures import save_png
 from regseg_jax.reports.tables import format_table
 from regseg_jax.runs.run import Run
@@ -193,7 +194,7 @@ def summarize_epochs(curve: Mapping[str, Any]) -> np.ndarray:
     return np.reshape(curve["losses"], (-1, curve["steps_per_epoch"])).mean(1)
 
 
-def compare_pairs(
+def compare_ways(
     curves: Mapping[str, Mapping[int, Any]], measure: Callable[[Any], float]
 ) -> list[dict[str, Any]]:
     """Compares every way with the author's, by the seeds that both have.
@@ -203,23 +204,20 @@ def compare_pairs(
       measure: a number of a curve.
 
     Returns:
-      For each way its `values` by seed, their `mean` and `std`, and, for ways other than the
-      author's with at least two pairs, the mean `difference` to the author's, its `standard_error`,
-      and the two-sided `p_value` of a paired t-test.
+      For each `way` its `values` by seed, their `mean` and `std` (None of a single one), and, for
+      ways other than the author's, `minus_author`, see `compare_pairs`.
     """
+    values = {
+        way: {seed: float(measure(curve)) for seed, curve in by_seed.items()}
+        for way, by_seed in curves.items()
+    }
     rows = []
-    for way, by_seed in curves.items():
-        values = {seed: measure(curve) for seed, curve in by_seed.items()}
-        row = {"way": way, "values": values, "mean": float(np.mean(list(values.values())))}
-        row["std"] = float(np.std(list(values.values()), ddof=1)) if len(values) > 1 else None
-        paired = [seed for seed in values if seed in curves.get(AUTHOR, {})]
-        if way != AUTHOR and len(paired) > 1:
-            theirs = [measure(curves[AUTHOR][seed]) for seed in paired]
-            differences = np.array([values[seed] for seed in paired]) - theirs
-            row["pairs"] = len(paired)
-            row["difference"] = float(differences.mean())
-            row["standard_error"] = float(scipy.stats.sem(differences))
-            row["p_value"] = float(scipy.stats.ttest_1samp(differences, 0).pvalue)
+    for way, by_seed in values.items():
+        numbers = list(by_seed.values())
+        row = {"way": way, "values": by_seed, "mean": statistics.mean(numbers)}
+        row["std"] = statistics.stdev(numbers) if len(numbers) > 1 else None
+        if way != AUTHOR:
+            row["minus_author"] = compare_pairs(by_seed, values.get(AUTHOR, {}))
         rows.append(row)
     return rows
 
@@ -244,17 +242,13 @@ def draw_training_curves(curves: Mapping[str, Mapping[int, Any]]) -> Image.Image
 
 
 def format_comparison(rows: list[dict[str, Any]], scale: float, digits: int) -> str:
-    """A table of what `compare_pairs` returns, with numbers multiplied by scale."""
+    """A table of what `compare_ways` returns, with numbers times scale."""
     cells = []
     for row in rows:
-        mean, std = row["mean"], row["std"]
-        text = [row["way"], str(len(row["values"])), f"{scale * mean:.{digits}f}"]
-        text.append("-" if std is None else f"{scale * std:.{digits}f}")
-        if "difference" in row:
-            error = scale * row["standard_error"]
-            text.append(f"{scale * row['difference']:+.{digits}f} +- {error:.{digits}f}")
-            text.append(f"{row['p_value']:.3f}")
-        cells.append((*text, *("-",) * (6 - len(text))))
+        mean, std = f"{scale * row['mean']:.{digits}f}", row["std"]
+        std = "-" if std is None else f"{scale * std:.{digits}f}"
+        difference = format_difference(row.get("minus_author"), scale, digits)
+        cells.append((row["way"], str(len(row["values"])), mean, std, *difference))
     return format_table(("way", "seeds", "mean", "std", "minus the author's", "p"), cells)
 
 
@@ -265,8 +259,8 @@ def measure(values: flags.FlagValues) -> dict[str, Any]:
     workdir.mkdir(parents=True, exist_ok=True)
     train_missing(values.config, workdir, ways, seeds)
     curves = read_curves(workdir)
-    losses = compare_pairs(curves, lambda curve: summarize_epochs(curve)[-_LAST_EPOCHS:].mean())
-    mean_iou = compare_pairs(curves, lambda curve: curve["mean_iou"])
+    losses = compare_ways(curves, lambda curve: summarize_epochs(curve)[-_LAST_EPOCHS:].mean())
+    mean_iou = compare_ways(curves, lambda curve: curve["mean_iou"])
     print(f"training loss, mean of the last {_LAST_EPOCHS} epochs")
     print(format_comparison(losses, 1, 4))
     print("mean IoU of the evaluation split at the end, %")
@@ -279,6 +273,9 @@ def measure(values: flags.FlagValues) -> dict[str, Any]:
         for way, by_seed in curves.items()
     }
     descriptions = {way: WAYS[way].description for way in curves}
+    for row in (*losses, *mean_iou):
+        if pair := row.get("minus_author"):
+            row["minus_author"] = pair._asdict()
     return {"ways": descriptions, "last_epochs": losses, "mean_iou": mean_iou, "epochs": epochs}
 
 

@@ -1,10 +1,12 @@
-"""Compares searched dilation rates with hand-tuned and random ones, all trained from scratch.
+"""Compares searched dilation rates with hand-tuned, clipped and random ones, trained from scratch.
 
 python -m regseg_jax.search.compare --config=configs/camvid_half.py --found=SEARCH/found.json \
     --workdir=COMPARISON --seeds=3 --config.data.data_dir=CAMVID
 
 Every run has the config's whole budget and differs from the others by its model and seed alone; in
-one seed, all see the same batches. Random dilation rates differ from seed to seed.
+one seed, all see the same batches. Random dilation rates differ from seed to seed. The clipped ones
+are the hand-tuned rates, which are made for large images, but at most half of the shorter side of
+the map at 1/16, so that no tap sees more padding than map.
 Start the same command again to continue: finished runs are kept.
 """
 
@@ -27,15 +29,18 @@ from regseg_jax.models import variants
 from regseg_jax.models.field_of_view import compute_field_of_view, max_dilation_rate, widen
 from regseg_jax.models.searched_model import searched_layers
 from regseg_jax.reports.charts import render_figure
+from regseg_jax.reports.model_table import count_rows
+from regseg_jax.reports.paired import PairedDifference, compare_pairs, format_difference
 from regseg_jax.reports.pictures import save_png
 from regseg_jax.reports.tables import format_table
+from regseg_jax.runs.parts import create_run_model
 from regseg_jax.runs.train import train
 from regseg_jax.runs.workdir import check_same_run, load_config
 from regseg_jax.runtime.command import run_command
 from regseg_jax.runtime.environment import describe_environment
 from regseg_jax.runtime.files import write_json
 
-RATES = ("searched", "hand-tuned", "random")
+RATES = ("searched", "hand-tuned", "clipped", "random")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,13 +63,28 @@ class Run:
         return f"{self.rates}_{self.seed}"
 
 
-def plan_runs(found: variants.Variant, hand_tuned: variants.Variant, num_seeds: int) -> list[Run]:
+def plan_runs(
+    found: variants.Variant,
+    hand_tuned: variants.Variant,
+    num_seeds: int,
+    crop_size: tuple[int, int],
+) -> list[Run]:
     """The runs, seed by seed, so that every kind of dilation rates has results early."""
-    runs = []
+    clipped, runs = clip_variant(hand_tuned, crop_size), []
     for seed in range(num_seeds):
-        models = (found.name, hand_tuned.name, draw_random_variant(found, hand_tuned, seed).name)
-        runs += [Run(rates, model, seed) for rates, model in zip(RATES, models, strict=True)]
+        random_variant = draw_random_variant(found, hand_tuned, seed)
+        models = (found, hand_tuned, clipped, random_variant)
+        runs += [Run(rates, model.name, seed) for rates, model in zip(RATES, models, strict=True)]
     return runs
+
+
+def clip_variant(variant: variants.Variant, crop_size: tuple[int, int]) -> variants.Variant:
+    """The variant with rates of at most half the shorter side of a crop's map at 1/16."""
+    largest = max(-(-min(crop_size) // 16) // 2, 1)
+    rates = variants.get_dilation_rates(variant.backbone)
+    clipped = [[min(rate, largest) for rate in block] for block in rates]
+    backbone = variant.name.partition("_")[0].partition("@")[0]
+    return variants.create_variant(backbone, variant.decoder, clipped)
 
 
 def draw_random_variant(
@@ -104,13 +124,14 @@ def compare(
     Raises:
       ValueError: if config, found or workdir do not fit.
     """
-    parse_config(config)
+    parsed = parse_config(config)
     if config.search.enabled:
         raise ValueError(
             "config.search.enabled is True; pass the config of a run with fixed dilation rates"
         )
     searched, hand_tuned = variants.get_variant(found), variants.get_variant(config.model)
-    runs = plan_runs(searched, hand_tuned, num_seeds)
+    crop_size = config.augment.crop_size
+    runs = plan_runs(searched, hand_tuned, num_seeds, crop_size)
     workdir, records = pathlib.Path(workdir), []
     for i, run in enumerate(runs):
         run_config = ConfigDict(config.to_dict())
@@ -127,15 +148,35 @@ def compare(
         result = json.loads((folder / "result.json").read_text())
         seen = compute_field_of_view(variants.get_variant(run.model).backbone)
         records.append({**dataclasses.asdict(run), "field_of_view": seen, **result})
-    content = {"environment": describe_environment(), "runs": records}
+    differences = compare_with_searched(records)
+    pairs = {rates: pair and pair._asdict() for rates, pair in differences.items()}
+    # Of an image; dilation rates change nothing of it.
+    macs = sum(row.macs for row in count_rows(create_run_model(parsed), crop_size))
+    content = {"environment": describe_environment(), "macs": macs, "runs": records}
+    content["searched_minus"] = pairs
     write_json(workdir / "comparison.json", content)
     save_png(draw_comparison(records), workdir / "comparison.png")
     return records
 
 
+def compare_with_searched(records: Sequence[dict]) -> dict[str, PairedDifference | None]:
+    """The mean IoU of the searched rates minus that of each other kind, by the seeds of both."""
+    scores = {
+        rates: {
+            record["seed"]: record["mean_iou"] for record in records if record["rates"] == rates
+        }
+        for rates in RATES
+    }
+    searched = scores.pop("searched")
+    return {rates: compare_pairs(searched, by_seed) for rates, by_seed in scores.items()}
+
+
 def format_comparison(records: Sequence[dict]) -> str:
-    """A table of each kind of rates: its runs, their mean and standard deviation, in percent."""
-    rows = []
+    """A table of each kind of rates: its runs, their mean and standard deviation, in percent.
+
+    And the searched rates' mean minus its, with the standard error over the pairs.
+    """
+    rows, differences = [], compare_with_searched(records)
     for rates in RATES:
         runs = [record for record in records if record["rates"] == rates]
         scores = [100 * record["mean_iou"] for record in runs]
@@ -148,9 +189,11 @@ def format_comparison(records: Sequence[dict]) -> str:
                 ", ".join(f"{score:.2f}" for score in scores),
                 f"{statistics.mean(scores):.2f}",
                 std,
+                format_difference(differences.get(rates), 100, 2)[0],
             )
         )
-    return format_table(("rates", "field of view", "mean IoU %", "mean", "std"), rows)
+    headers = ("rates", "field of view", "mean IoU %", "mean", "std", "searched minus it")
+    return format_table(headers, rows)
 
 
 def draw_comparison(records: Sequence[dict]) -> Image.Image:

@@ -60,20 +60,17 @@ def _curve(*epochs: float) -> dict:
     return {"losses": np.repeat(epochs, 2).tolist(), "steps_per_epoch": 2, "mean_iou": 0.5}
 
 
-def test_pairs_are_compared_by_their_common_seeds():
+def test_ways_are_compared_with_the_author_by_common_seeds():
     curves = {
         "author": {0: _curve(3, 1), 1: _curve(3, 2), 2: _curve(3, 3)},
         "recipe": {0: _curve(3, 1.5), 1: _curve(3, 2.1), 7: _curve(9, 9)},
         "rbg": {5: _curve(1, 1)},
     }
-    author, recipe, rbg = tc.compare_pairs(curves, lambda curve: tc.summarize_epochs(curve)[-1])
-    assert author["values"] == {0: 1, 1: 2, 2: 3}
-    assert (author["mean"], author["std"]) == (2, 1)
-    assert "difference" not in author
-    assert recipe["pairs"] == 2
-    assert recipe["difference"] == pytest.approx(0.3)
-    assert recipe["standard_error"] == pytest.approx(0.2)
-    assert recipe["p_value"] == pytest.approx(0.374, abs=1e-3)  # t = 1.5, one degree of freedom
-    assert rbg["std"] is None
-    assert "0.3000 +- 0.2000" in tc.format_comparison([author, recipe, rbg], 1, 4)
+    rows = tc.compare_ways(curves, lambda curve: tc.summarize_epochs(curve)[-1])
+    author, recipe, rbg = rows
+    assert author == {"way": "author", "values": {0: 1, 1: 2, 2: 3}, "mean": 2, "std": 1}
+    assert recipe["minus_author"].pairs == 2
+    assert recipe["minus_author"].difference == pytest.approx(0.3)
+    assert (rbg["std"], rbg["minus_author"]) == (None, None)
+    assert "+0.3000 +- 0.2000" in tc.format_comparison(rows, 1, 4)
     assert tc.draw_training_curves(curves).size == (800, 500)
