@@ -100,6 +100,7 @@ TRIES = {
     "relaxed": _RELAXED,
     "relaxed_shared": dataclasses.replace(_RELAXED, shared_kernel=True),
     "relaxed_sharp": dataclasses.replace(_RELAXED, temperature=0.1),
+    "relaxed_longer": dataclasses.replace(_RELAXED, temperature=0.1, num_steps=1200),
 }
 
 

@@ -201,6 +201,8 @@ def create_train_step(
         dynamic_scale, is_finite, loss, batch_stats, flat_grads = compute_gradients(
             state.params, state.batch_stats, state.dynamic_scale, images, labels
         )
+        # Until all gradients are there no parameter changes: else GPUs copy each, to read it later.
+        flat_grads = lax.optimization_barrier(flat_grads)
         _, unravel = ravel_pytree(state.params)
         grads = unravel(flat_grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params, step=state.step)
