@@ -109,7 +109,7 @@ PLACES = {
         ),
         *("search.compare", "runtime.recipes"),
         *("benchmark.formats", "benchmark.input", "benchmark.programs"),
-        "benchmark.training_curves",
+        *("benchmark.training_curves", "benchmark.training_ways"),
     ),
     "torch": ("export", "weights.torch_files"),
     "safetensors": ("weights.safetensors_files",),

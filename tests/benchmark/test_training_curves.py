@@ -6,6 +6,7 @@ import small_import
 
 from regseg_jax.benchmark import training_curves as tc
 from regseg_jax.benchmark.pillow_augment import Crop
+from regseg_jax.benchmark.training_ways import WAYS, create_draw, train
 from regseg_jax.config import create_default_config
 from regseg_jax.runs.run import Run
 
@@ -34,15 +35,18 @@ def test_at_equal_crops_pytorch_and_jax_have_the_same_curve(config, tmp_path):
     # What is there is not trained again.
     tc.train_missing(config, tmp_path, ["recipe", "threefry"], [3])
     assert tc.read_curves(tmp_path) == curves
+    config.optimizer.learning_rate = 0.04
+    with pytest.raises(ValueError, match=r"optimizer\.learning_rate was 0\.05 and is 0\.04"):
+        tc.train_missing(config, tmp_path, ["recipe"], [3])
 
 
 def test_ways_draw_other_crops_from_the_same_ranges(config, tmp_path):
     run = Run.create(config, tmp_path)
     sizes = 100 * [(48, 64)]
-    draws = {way: tc.create_draw(run, tc.WAYS[way])(2, sizes) for way in tc.WAYS}
+    draws = {way: create_draw(run, WAYS[way])(2, sizes) for way in WAYS}
     run.close()
     assert draws["recipe"] == draws["threefry"]
-    assert len({tuple(draw) for draw in draws.values()}) == len(tc.WAYS) - 1
+    assert len({tuple(draw) for draw in draws.values()}) == len(WAYS) - 1
     for draw in draws.values():
         assert all(isinstance(crop, Crop) for crop in draw)
         shorter = [crop.size[0] for crop in draw]
@@ -50,10 +54,18 @@ def test_ways_draw_other_crops_from_the_same_ranges(config, tmp_path):
         assert 20 < sum(crop.flip for crop in draw) < 80
 
 
-def test_other_recipes_are_refused(config, tmp_path):
-    config.augment.rand_augment_num_ops = 2
-    with pytest.raises(ValueError, match="without RandAugment"):
-        tc.train(config, tmp_path / "run", tc.WAYS["recipe"])
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("augment.rand_augment_num_ops", 2, "without RandAugment"),
+        ("loss.threshold", 0.5, "plain cross-entropy"),
+        ("optimizer.momentum", 0.8, "momentum"),
+    ],
+)
+def test_other_recipes_are_refused(config, tmp_path, key, value, message):
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(ValueError, match=message):
+        train(config, tmp_path / "run", WAYS["recipe"])
 
 
 def _curve(*epochs: float) -> dict:
