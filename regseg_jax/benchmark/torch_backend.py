@@ -35,7 +35,7 @@ def prepare_torch(
         step = torch_forms.create_inference(model, form, precision, images)
     else:
         labels = torch_forms.to_device(workload.labels.astype(np.int64), device)
-        train_step = torch_forms.create_train_step(model, form, precision, images.device)
+        train_step = torch_forms.create_train_step(model, form, precision)
         step = functools.partial(train_step, images, labels, LEARNING_RATE)
 
     def run() -> Any:
@@ -64,10 +64,8 @@ class TorchTraining:
         self._jax_model = model
         name, num_classes = model.variant.name, model.num_classes
         self._model = torch_forms.create_model_of(name, num_classes, to_torch(variables))
-        device = next(self._model.parameters()).device
-        self._train_step = torch_forms.create_train_step(
-            self._model, torch_forms.Form(), "float32", device
-        )
+        form = torch_forms.Form()
+        self._train_step = torch_forms.create_train_step(self._model, form, "float32")
 
     def step(self, images: np.ndarray, labels: np.ndarray, learning_rate: float) -> float:
         """Takes a step on f32[B, 3, H, W] and i64[B, H, W], and returns the loss."""

@@ -44,24 +44,32 @@ def train_missing(
     Raises:
       ValueError: if config or data do not fit, or what is there had another config.
     """
+    curves = read_curves(workdir)
+    for way, by_seed in curves.items():
+        for seed in by_seed:
+            folder = workdir / f"{way}_{seed}"
+            check_same_run(parse_config(_with_seed(config, seed)), load_config(folder), folder)
     for seed, way in itertools.product(seeds, ways):
-        file, folder = workdir / f"{way}_{seed}.json", workdir / f"{way}_{seed}"
-        run_config = ConfigDict(config.to_dict())
-        run_config.seed = seed
-        if file.exists():
-            check_same_run(parse_config(run_config), load_config(folder), folder)
+        if seed in curves.get(way, {}):
             continue
         print(f"{way}, seed {seed}: {WAYS[way].description}", flush=True)
-        curve = train(run_config, folder, WAYS[way])
-        write_json(file, {"way": way, "seed": seed, **curve})
+        curve = train(_with_seed(config, seed), workdir / f"{way}_{seed}", WAYS[way])
+        write_json(workdir / f"{way}_{seed}.json", curve)
+
+
+def _with_seed(config: ConfigDict, seed: int) -> ConfigDict:
+    config = ConfigDict(config.to_dict())
+    config.seed = seed
+    return config
 
 
 def read_curves(workdir: pathlib.Path) -> dict[str, dict[int, dict[str, Any]]]:
     """What `train_missing` has kept: by way, then by seed."""
     curves = {way: {} for way in WAYS}
-    for file in sorted(workdir.glob("*_*.json")):
-        curve = json.loads(file.read_text())
-        curves[curve["way"]][curve["seed"]] = curve
+    for file in sorted(workdir.glob("*.json")):  # with --output there, it may be one of them
+        way, _, seed = file.stem.rpartition("_")
+        if way in WAYS and seed.isdecimal():
+            curves[way][int(seed)] = json.loads(file.read_text())
     return {way: by_seed for way, by_seed in curves.items() if by_seed}
 
 

@@ -125,23 +125,23 @@ def create_inference(
 
 
 def create_train_step(
-    model: nn.Module, form: Form, precision: str, device: torch.device
+    model: nn.Module, form: Form, precision: str
 ) -> Callable[[Tensor, Tensor, float], Tensor]:
     """Builds a training step: forward, loss, backward and update, with the author's optimizer.
 
     Args:
-      model: in float32, on the device; each step changes it.
+      model: in float32; each step changes it.
       form: one of `TRAINING_FORMS`.
       precision: a key of `DTYPES`; other than float32 under autocast, float16 with a loss scale.
-      device: of the model and the batches.
 
     Returns:
       A function that takes a step and returns the loss: of images f32[B, 3, H, W], labels
-      i64[B, H, W], 255 where ignored, and the learning rate.
+      i64[B, H, W], 255 where ignored, both on the model's device, and the learning rate.
     """
     layout = torch.channels_last if form.channels_last else torch.contiguous_format
     model = model.train().to(memory_format=layout)
     forward = torch.compile(model) if form.compiled else model
+    device = next(model.parameters()).device
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     undecayed = [parameter for norm in norms for parameter in norm.parameters()]
     ids = {id(parameter) for parameter in undecayed}

@@ -14,7 +14,7 @@ class PairedDifference(NamedTuple):
       pairs: how many there are, at least 2.
       difference: the mean over the pairs.
       standard_error: of the mean.
-      p_value: of a two-sided paired t-test; NaN if all pairs differ by the same.
+      p_value: of a two-sided paired t-test.
     """
 
     pairs: int
@@ -32,9 +32,12 @@ def compare_pairs(
         return None
     differences = np.array([values[seed] - reference[seed] for seed in seeds])
     error = float(scipy.stats.sem(differences))
-    statistic = differences.mean() / error if error else np.nan
-    p_value = 2 * scipy.stats.t.sf(abs(statistic), len(seeds) - 1)
-    return PairedDifference(len(seeds), float(differences.mean()), error, float(p_value))
+    difference = float(differences.mean())
+    if error:
+        p_value = float(2 * scipy.stats.t.sf(abs(difference) / error, len(seeds) - 1))
+    else:
+        p_value = 0.0 if difference else 1.0
+    return PairedDifference(len(seeds), difference, error, p_value)
 
 
 def format_difference(pair: PairedDifference | None, scale: float, digits: int) -> tuple[str, str]:

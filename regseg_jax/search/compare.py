@@ -83,8 +83,11 @@ def clip_variant(variant: variants.Variant, crop_size: tuple[int, int]) -> varia
     largest = max(-(-min(crop_size) // 16) // 2, 1)
     rates = variants.get_dilation_rates(variant.backbone)
     clipped = [[min(rate, largest) for rate in block] for block in rates]
-    backbone = variant.name.partition("_")[0].partition("@")[0]
-    return variants.create_variant(backbone, variant.decoder, clipped)
+    return variants.create_variant(_name_backbone(variant), variant.decoder, clipped)
+
+
+def _name_backbone(variant: variants.Variant) -> str:
+    return variant.name.partition("_")[0].partition("@")[0]
 
 
 def draw_random_variant(
@@ -103,8 +106,7 @@ def draw_random_variant(
         bound = min(max_dilation_rate(seen, layer.stride_before), largest)
         drawn.append(sorted(rng.randint(1, bound) for _ in layer.dilation_rates))
         seen = widen(seen, layer.stride_before, max(drawn[-1]))
-    backbone = found.name.partition("_")[0].partition("@")[0]
-    return variants.create_variant(backbone, found.decoder, drawn)
+    return variants.create_variant(_name_backbone(found), found.decoder, drawn)
 
 
 def compare(

@@ -34,10 +34,12 @@ def test_at_equal_crops_pytorch_and_jax_have_the_same_curve(config, tmp_path):
     np.testing.assert_allclose(recipe, threefry, rtol=2e-3)
     # What is there is not trained again.
     tc.train_missing(config, tmp_path, ["recipe", "threefry"], [3])
+    (tmp_path / "all_curves.json").write_text("{}")  # of --output
     assert tc.read_curves(tmp_path) == curves
     config.optimizer.learning_rate = 0.04
     with pytest.raises(ValueError, match=r"optimizer\.learning_rate was 0\.05 and is 0\.04"):
-        tc.train_missing(config, tmp_path, ["recipe"], [3])
+        tc.train_missing(config, tmp_path, ["author"], [4])
+    assert not (tmp_path / "author_4").exists()
 
 
 def test_ways_draw_other_crops_from_the_same_ranges(config, tmp_path):

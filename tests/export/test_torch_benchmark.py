@@ -191,8 +191,7 @@ def test_training_step_decays_all_but_batch_norm(model, images):
     labels = torch.full((1, 40, 56), 255)
     labels[:, :20] = 1
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
-    device = torch.device("cpu")
-    step = torch_forms.create_train_step(model, torch_forms.Form(), "float32", device)
+    step = torch_forms.create_train_step(model, torch_forms.Form(), "float32")
     losses = [step(images, labels, 0.1).item() for _ in range(3)]
     assert losses[2] < losses[0]
     assert all(not torch.equal(value, before[name]) for name, value in model.named_parameters())
