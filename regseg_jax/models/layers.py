@@ -16,6 +16,12 @@ from regseg_jax.ops.batch_norm import batch_norm
 from regseg_jax.ops.conv import grouped_conv
 from regseg_jax.ops.height_shards import use_height_shards
 from regseg_jax.ops.pooled_conv import pooled_conv
+from regseg_jax.ops.space_to_depth import (
+    depth_to_space,
+    repeat_channels,
+    space_to_depth,
+    sum_channels,
+)
 
 kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
@@ -60,7 +66,7 @@ class Conv(nn.Module):
             if x.shape[0] == 1:  # the kernel is smaller than the map
                 kernel *= input_scale.reshape(-1, 1)
             else:
-                x *= input_scale
+                x = scale_channels(x, input_scale)
         if self.use_pool:
             y = pooled_conv(x, kernel)
         else:
@@ -181,8 +187,15 @@ def store_rounded(x: Array) -> Array:
     return jax.lax.platform_dependent(x, cuda=jax.lax.optimization_barrier, default=lambda x: x)
 
 
+def scale_channels(x: Array, scale: Array) -> Array:
+    """[B, H, W, C] times [B, 1, 1, C]."""
+    blocks = space_to_depth(x)
+    return depth_to_space(blocks * repeat_channels(scale, blocks), x.shape[3])
+
+
 def global_mean(x: Array) -> Array:
     """[B, H, W, C] -> [B, 1, 1, C], summed in float32 at least, and over height shards."""
     shards = use_height_shards.value
-    total = shards.mask(x).sum((1, 2), keepdims=True, dtype=_wide(x.dtype))
-    return (shards.sum(total) / (shards.get_height(x.shape[1]) * x.shape[2])).astype(x.dtype)
+    total = space_to_depth(shards.mask(x)).sum((1, 2), keepdims=True, dtype=_wide(x.dtype))
+    total = shards.sum(sum_channels(total, x.shape[3]))
+    return (total / (shards.get_height(x.shape[1]) * x.shape[2])).astype(x.dtype)

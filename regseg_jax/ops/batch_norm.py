@@ -12,6 +12,12 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from regseg_jax.ops.height_shards import HeightShards, use_height_shards
+from regseg_jax.ops.space_to_depth import (
+    depth_to_space,
+    repeat_channels,
+    space_to_depth,
+    sum_channels,
+)
 
 
 def batch_norm(
@@ -45,18 +51,21 @@ def batch_norm(
     Returns:
       The result of x's shape and dtype, and the mean f32[C] and the unbiased variance f32[C].
     """
-    return _batch_norm(x, scale, bias, shift, epsilon, use_relu, axis_name, use_height_shards.value)
+    options = epsilon, use_relu, axis_name, use_height_shards.value
+    y, *statistics = _batch_norm(space_to_depth(x), scale, bias, shift, *options)
+    return depth_to_space(y, x.shape[3]), *statistics
 
 
+# Of [..., C] or, of blocks of n columns, [..., n * C].
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
 def _batch_norm(x, scale, bias, shift, epsilon, use_relu, axis_name, shards):
     return _forward(x, scale, bias, shift, epsilon, use_relu, axis_name, shards)[0]
 
 
 def _forward(x, scale, bias, shift, epsilon, use_relu, axis_name, shards):
-    shifted = shards.mask(_widen(x) - shift)
-    sums = _sum_pixels(shifted, jnp.square(shifted))
-    count = _count_pixels(x, axis_name, shards)
+    shifted = shards.mask(_widen(x) - repeat_channels(shift, x))
+    sums = _sum_pixels(shifted, jnp.square(shifted), len(scale))
+    count = _count_pixels(x, len(scale), axis_name, shards)
     shifted_mean, mean_square = _average(sums, count, axis_name, shards)
     mean = shift + shifted_mean
     var = jnp.maximum(mean_square - jnp.square(shifted_mean), 0)
@@ -73,11 +82,14 @@ def _backward(epsilon, use_relu, axis_name, shards, residuals, cotangents):
     dy = _widen(cotangents[0])
     if use_relu:
         dy = jnp.where(_affine(x, scale * inverse_std, bias, mean) > 0, dy, 0)
-    normalised = (_widen(x) - mean) * inverse_std
-    dbias, dscale = sums = _sum_pixels(dy, dy * normalised)
-    count = _count_pixels(x, axis_name, shards)
-    mean_dy, mean_product = _average(sums, count, axis_name, shards)
-    dx = shards.mask((scale * inverse_std) * (dy - mean_dy - normalised * mean_product))
+    normalised = (_widen(x) - repeat_channels(mean, x)) * repeat_channels(inverse_std, x)
+    dbias, dscale = sums = _sum_pixels(dy, dy * normalised, len(scale))
+    count = _count_pixels(x, len(scale), axis_name, shards)
+    averages = _average(sums, count, axis_name, shards)
+    multiplier, mean_dy, mean_product = (
+        repeat_channels(vector, x) for vector in (scale * inverse_std, *averages)
+    )
+    dx = shards.mask(multiplier * (dy - mean_dy - normalised * mean_product))
     return dx.astype(x.dtype), dscale.astype(scale.dtype), dbias.astype(bias.dtype), None
 
 
@@ -85,15 +97,15 @@ _batch_norm.defvjp(_forward, _backward)
 
 
 def _affine(x: Array, multiplier: Array, bias: Array, mean: Array) -> Array:
-    return _widen(x) * multiplier + (bias - mean * multiplier)
+    return _widen(x) * repeat_channels(multiplier, x) + repeat_channels(bias - mean * multiplier, x)
 
 
 def _widen(x: Array) -> Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def _sum_pixels(x: Array, y: Array) -> tuple[Array, Array]:
-    """Sums each over all axes but the last."""
+def _sum_pixels(x: Array, y: Array, num_channels: int) -> tuple[Array, ...]:
+    """Sums each over all axes but the channels."""
     axes = tuple(range(x.ndim - 1))
 
     def sum_together(x: Array, y: Array) -> tuple[Array, Array]:
@@ -104,7 +116,8 @@ def _sum_pixels(x: Array, y: Array) -> tuple[Array, Array]:
         return x.sum(axes), y.sum(axes)
 
     # One reduction of a pair is one kernel less on GPUs, where reductions have two stages.
-    return lax.platform_dependent(x, y, cuda=sum_together, default=sum_apart)
+    sums = lax.platform_dependent(x, y, cuda=sum_together, default=sum_apart)
+    return tuple(sum_channels(total, num_channels) for total in sums)
 
 
 def _average(
@@ -116,8 +129,8 @@ def _average(
     return tuple(total / (count * shards.copies) for total in sums)
 
 
-def _count_pixels(x: Array, axis_name: str | None, shards: HeightShards) -> int:
-    pixels = x.size // x.shape[-1]
+def _count_pixels(x: Array, num_channels: int, axis_name: str | None, shards: HeightShards) -> int:
+    pixels = x.size // num_channels
     if shards.is_split:
         pixels = pixels // x.shape[1] * shards.get_height(x.shape[1])
     return pixels * (lax.axis_size(axis_name) if axis_name else 1)

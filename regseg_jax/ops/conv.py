@@ -14,7 +14,7 @@ from collections.abc import Callable
 import jax
 from jax import Array, lax
 
-from regseg_jax.ops.conv_forms import FORMS, Geometry
+from regseg_jax.ops.conv_forms import FORMS, Geometry, merge_groups
 from regseg_jax.ops.height_shards import use_height_shards
 from regseg_jax.ops.lowerings import (
     ConvGeometry,
@@ -22,6 +22,8 @@ from regseg_jax.ops.lowerings import (
     applicable_lowerings,
     use_lowerings,
 )
+from regseg_jax.ops.space_to_depth import get_block_size
+from regseg_jax.ops.space_to_depth_conv import space_to_depth_conv
 
 # Output pixels of a batch above which a CPU's cache no longer holds the copies of `rows`,
 # so that the forward pass is faster by `split`: they break even between 4,000 and 8,000.
@@ -81,6 +83,10 @@ def grouped_conv(
     else:
         chosen = None
     pad, shards = dilation_rate * (kernel.shape[0] - 1) // 2, use_height_shards.value
+    block_size = get_block_size(x)
+    if lowering is None and block_size > 1 and block_size % stride == 0:
+        dense = merge_groups(kernel, groups, groups)
+        return space_to_depth_conv(x, dense, stride=stride, offset=-pad, rate=dilation_rate)
     if pad and shards.is_split:
         x, pad = shards.exchange(x, pad, pad - stride + 1), 0
     return _grouped_conv(x, kernel, Geometry(stride, dilation_rate, groups, pad), chosen)

@@ -52,7 +52,7 @@ def _merged_conv(x: Array, kernel: Array, geometry: Geometry, *, max_channels: i
     most = max(max_channels // kernel.shape[2], 1)
     size = max(n for n in range(1, min(most, geometry.groups) + 1) if geometry.groups % n == 0)
     merged = dataclasses.replace(geometry, groups=geometry.groups // size)
-    return _conv(x, _merge_groups(kernel, geometry.groups, size), merged)
+    return _conv(x, merge_groups(kernel, geometry.groups, size), merged)
 
 
 def _split_conv(x: Array, kernel: Array, geometry: Geometry) -> Array:
@@ -81,11 +81,11 @@ def _chunked_conv(
     outputs = []
     for x_part, kernel_part in parts:
         size = x_part.shape[3] // group_width
-        outputs.append(conv(x_part, _merge_groups(kernel_part, size, size), dense))
+        outputs.append(conv(x_part, merge_groups(kernel_part, size, size), dense))
     return jnp.concatenate(outputs, -1)
 
 
-def _merge_groups(kernel: Array, groups: int, size: int) -> Array:
+def merge_groups(kernel: Array, groups: int, size: int) -> Array:
     """The kernel [k, k, size * C / groups, O] of as many neighbouring groups in one, else zero."""
     if size == 1:
         return kernel
@@ -121,7 +121,7 @@ def _rows_conv(x: Array, kernel: Array, geometry: Geometry) -> Array:
 
     x = x.reshape(batch, height, width, groups, group_width)
     x = jnp.transpose(x, (3, 0, 1, 2, 4))  # [G, B, H, W, C]
-    x = jnp.concatenate([_shift(x, 3, offsets[tap], out_width, stride) for tap in columns], -1)
+    x = jnp.concatenate([shift(x, 3, offsets[tap], out_width, stride) for tap in columns], -1)
     kernel = kernel.reshape(size, size, group_width, groups, group_features)
     kernel = jnp.transpose(kernel, (3, 0, 1, 2, 4))  # [G, kH, kW, C, O]
     kernel = kernel[:, :, columns[0] : columns[-1] + 1].reshape(groups, size, -1, group_features)
@@ -134,11 +134,11 @@ def _rows_conv(x: Array, kernel: Array, geometry: Geometry) -> Array:
         taps_kernel = jnp.concatenate([kernel[:, tap] for tap in taps], -1)
         product = jnp.einsum("gbhwk,gko->gbhwo", x[:, :, remainder::stride], taps_kernel)
         for tap, part in zip(taps, jnp.split(product, len(taps), -1), strict=True):
-            y += _shift(part, 2, row_offsets[tap] // stride, out_height)
+            y += shift(part, 2, row_offsets[tap] // stride, out_height)
     return jnp.transpose(y, (1, 2, 3, 0, 4)).reshape(batch, out_height, out_width, features)
 
 
-def _shift(x: Array, axis: int, offset: int, size: int, stride: int = 1) -> Array:
+def shift(x: Array, axis: int, offset: int, size: int, stride: int = 1) -> Array:
     """Returns the ``size`` entries ``x[offset + stride * i]`` along axis, zero outside of x."""
     high = offset + (size - 1) * stride + 1 - x.shape[axis]
     padding = [(0, 0, 0)] * x.ndim

@@ -9,6 +9,8 @@ from jax import Array, lax
 from regseg_jax.ops.conv import grouped_conv
 from regseg_jax.ops.height_shards import use_height_shards
 from regseg_jax.ops.resize import average_pool_2x2
+from regseg_jax.ops.space_to_depth import get_block_size
+from regseg_jax.ops.space_to_depth_conv import space_to_depth_conv
 
 
 def pooled_conv(x: Array, kernel: Array) -> Array:
@@ -23,6 +25,8 @@ def pooled_conv(x: Array, kernel: Array) -> Array:
     Returns:
       Feature maps [B, ceil(H / 2), ceil(W / 2), O] of x's dtype.
     """
+    if get_block_size(x) % 2 == 0 and x.shape[1] % 2 == 0:
+        return space_to_depth_conv(x, _tile_windows(kernel), stride=2, offset=0)
     shards = use_height_shards.value
     y = _pooled_conv(shards.mask(x), kernel)
     height = shards.get_height(x.shape[1])
@@ -62,8 +66,13 @@ def _convolve_windows(x: Array, kernel: Array) -> Array:
         return _pool_and_convolve(x, kernel)
     return lax.conv_general_dilated(
         x,
-        jnp.tile(kernel / 4, (2, 2, 1, 1)),
+        _tile_windows(kernel),
         window_strides=(2, 2),
         padding="VALID",
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
+
+
+def _tile_windows(kernel: Array) -> Array:
+    """The 2x2 kernel that averages and convolves."""
+    return jnp.tile(kernel / 4, (2, 2, 1, 1))

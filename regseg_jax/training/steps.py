@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec as P
 
 from regseg_jax.data.classes import IGNORE_LABEL
 from regseg_jax.models.regseg import RegSeg
+from regseg_jax.ops.space_to_depth import choose_width, use_space_to_depth
 from regseg_jax.training.losses import CrossEntropy
 from regseg_jax.training.optimizer import Schedule
 from regseg_jax.training.sharding import BATCH_AXIS, split_height
@@ -192,7 +193,8 @@ def create_train_step(
         labels: Array,
     ) -> tuple[DynamicScale | None, Array, Array, Any, Array]:
         """Loss, new statistics and gradients (as one vector), the same on every device."""
-        with split_height(images.shape[1], mesh) as shards:
+        width = choose_width(images.shape[2], mesh.devices.flat[0].platform)
+        with split_height(images.shape[1], mesh) as shards, use_space_to_depth(width):
             own = shards.take(images), shards.take(labels, fill=IGNORE_LABEL)
             return compute_own_gradients(params, batch_stats, dynamic_scale, *own)
 

@@ -16,6 +16,8 @@ from regseg_jax.data.augment import AugmentConfig, augment, normalize
 from regseg_jax.models.layers import BatchNorm, Conv
 from regseg_jax.models.regseg import RegSeg, create_model
 from regseg_jax.models.variants import Variant
+from regseg_jax.ops.space_to_depth import choose_width
+from regseg_jax.training import steps
 from regseg_jax.training.eval_step import create_classify_fn, create_eval_step, create_score_fn
 from regseg_jax.training.losses import BootstrappedCrossEntropy, CrossEntropy
 from regseg_jax.training.optimizer import create_learning_rate_fn, create_optimizer
@@ -227,6 +229,15 @@ def test_only_micro_batches_are_computed_in_a_loop(model, initial_state, batch):
         step = _compile_step(model, _mesh(1), accumulation_steps=accumulation_steps)
         jaxpr = step.trace(_copy(initial_state), shard_batch(batch, _mesh(1))).jaxpr
         assert ("conv_general_dilated" in _primitives_in_loops(jaxpr)) == in_loop
+
+
+def test_tpus_train_on_columns_as_channels(model, initial_state, batch, monkeypatch):
+    shape = "f32[8,64,8,24]"  # of crops of 64 x 64
+    for platform in ("cpu", "tpu"):
+        monkeypatch.setattr(steps, "choose_width", lambda w, _, p=platform: choose_width(w, p))
+        step = _compile_step(model, _mesh(1))
+        jaxpr = step.trace(_copy(initial_state), shard_batch(batch, _mesh(1))).jaxpr
+        assert (shape in str(jaxpr)) == (platform == "tpu")
 
 
 def test_the_state_is_donated(step, initial_state, batch, on_one_device):
