@@ -56,8 +56,8 @@ def grouped_conv(
       dilation_rate: step between the taps of a 3x3 kernel.
       groups: number of channel groups; divides C and O.
       lowering: one of `applicable_lowerings(k, groups)`, for all passes; None leaves the choice to
-        the table in use, see `ops.lowerings`, and else to the platform that the computation is
-        compiled for.
+        `ops.space_to_depth` where it is in use for x, then to the table in use, see
+        `ops.lowerings`, and else to the platform that the computation is compiled for.
 
     Returns:
       Feature maps [B, ceil(H / stride), ceil(W / stride), O] of x's dtype.
@@ -75,6 +75,11 @@ def grouped_conv(
     legal = applicable_lowerings(kernel.shape[0], groups)
     if lowering is not None and lowering not in legal:
         raise ValueError(f"lowering is {lowering!r}; expected None or one of {', '.join(legal)}")
+    pad = dilation_rate * (kernel.shape[0] - 1) // 2
+    block_size = get_block_size(x)
+    if lowering is None and block_size > 1 and block_size % stride == 0:
+        dense = merge_groups(kernel, groups, groups)
+        return space_to_depth_conv(x, dense, stride=stride, offset=-pad, rate=dilation_rate)
     if lowering is not None:
         chosen = PassLowerings(lowering, lowering, lowering)
     elif use_lowerings.value is not None:
@@ -82,11 +87,7 @@ def grouped_conv(
         chosen = use_lowerings.value[ConvGeometry(*sizes, *x.shape[1:3])]
     else:
         chosen = None
-    pad, shards = dilation_rate * (kernel.shape[0] - 1) // 2, use_height_shards.value
-    block_size = get_block_size(x)
-    if lowering is None and block_size > 1 and block_size % stride == 0:
-        dense = merge_groups(kernel, groups, groups)
-        return space_to_depth_conv(x, dense, stride=stride, offset=-pad, rate=dilation_rate)
+    shards = use_height_shards.value
     if pad and shards.is_split:
         x, pad = shards.exchange(x, pad, pad - stride + 1), 0
     return _grouped_conv(x, kernel, Geometry(stride, dilation_rate, groups, pad), chosen)
