@@ -1,3 +1,9 @@
+import platform
+import subprocess
+import sys
+
+import pytest
+
 from regseg_jax.runtime import machine
 
 
@@ -8,3 +14,21 @@ def test_run_says_what_when_and_how_busy(monkeypatch):
     assert run["date"].endswith("+00:00")
     assert run["load_average"] >= 0
     assert machine.read_cpu_name()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs Linux with glibc")
+@pytest.mark.parametrize("keeps", [False, True])
+def test_freed_memory_is_kept(keeps):
+    code = """
+from regseg_jax.runtime.machine import keep_freed_memory
+if KEEPS:
+    keep_freed_memory()
+block = bytearray(200_000_000)
+del block
+print(open("/proc/self/status").read().partition("VmRSS:")[2].split()[0])
+"""
+    code = code.replace("KEEPS", str(keeps))
+    printed = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, check=True, text=True
+    )
+    assert (int(printed.stdout) > 190_000) == keeps
