@@ -21,12 +21,10 @@ from absl import flags
 
 from regseg_jax.models import variants
 from regseg_jax.models.regseg import RegSeg
-from regseg_jax.runtime.machine import keep_freed_memory
 
 # Grain's worker processes read absl's flags.
 if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()
-keep_freed_memory()  # as commands do
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 

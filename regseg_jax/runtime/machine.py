@@ -19,9 +19,11 @@ def keep_freed_memory() -> None:
 
     A training step on a CPU allocates all that it needs as one block, of half a gigabyte and more.
     glibc returns such a block when it is freed, so that the system has to clear every page again
-    for the next step, which is a third of its time.
+    for the next step, a third of its time. In return compilation takes longer, its threads waiting
+    for one heap. If GLIBC_TUNABLES is set, nothing is changed: the Makefile, whose runs are
+    short, sets it to take huge pages, which are cleared faster.
     """
-    if platform.libc_ver()[0] != "glibc":
+    if platform.libc_ver()[0] != "glibc" or "GLIBC_TUNABLES" in os.environ:
         return
     libc = ctypes.CDLL(None)
     libc.mallopt(_M_MMAP_MAX, 0)  # large blocks are of the heap too,
