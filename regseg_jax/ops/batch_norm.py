@@ -53,7 +53,7 @@ def batch_norm(
     """
     options = epsilon, use_relu, axis_name, use_height_shards.value
     y, *statistics = _batch_norm(space_to_depth(x), scale, bias, shift, *options)
-    return depth_to_space(y, x.shape[3]), *statistics
+    return depth_to_space(y, x.shape[-1]), *statistics
 
 
 # Of [..., C] or, of blocks of n columns, [..., n * C].

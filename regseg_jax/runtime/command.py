@@ -8,7 +8,6 @@ from collections.abc import Callable
 import jax
 from absl import app, flags, logging
 
-from regseg_jax.runtime.machine import keep_freed_memory
 from regseg_jax.runtime.recipes import find_config
 
 
@@ -24,7 +23,6 @@ def run_command(main: Callable[[list[str]], None], name: str) -> None:
     """
 
     def guarded(argv: list[str]) -> None:
-        keep_freed_memory()
         logging.set_verbosity(logging.FATAL)  # Orbax and Grain log what they also raise
         _set_up_compilation_cache()
         try:

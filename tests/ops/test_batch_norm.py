@@ -55,6 +55,14 @@ def test_a_mean_far_from_zero_costs_no_precision_once_the_shift_is_near_it():
     np.testing.assert_allclose(var, x.var((0, 1, 2), dtype=np.float64, ddof=1), rtol=1e-5)
 
 
+def test_arrays_of_any_number_of_axes():
+    x, scale, bias, shift, _ = _inputs(jnp.float32)
+    expected = batch_norm(x, scale, bias, shift, epsilon=EPSILON)
+    actual = batch_norm(x.reshape(-1, x.shape[-1]), scale, bias, shift, epsilon=EPSILON)
+    for a, e in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(a, e.reshape(a.shape), rtol=1e-5, atol=1e-5)
+
+
 def test_only_the_input_in_its_own_dtype_and_vectors_are_kept_for_the_gradient():
     x, scale, bias, shift, _ = _inputs(jnp.bfloat16)
 
