@@ -53,6 +53,7 @@ IMPORTS = {name: _imports(path.read_text()) for name, path in FILES.items()}
 # The modules that know nothing of training: what each imports of the project.
 LAYERS = {
     "ops": set(),
+    "ops.barrier": set(),
     "ops.batch_norm": {"ops.height_shards", "ops.space_to_depth"},
     "ops.continuous_conv": {"ops.height_shards"},
     "ops.conv": {
@@ -71,13 +72,13 @@ LAYERS = {
     "ops.sample": set(),
     "ops.space_to_depth": {"ops.height_shards"},
     "ops.space_to_depth_conv": {"ops.conv_forms", "ops.space_to_depth"},
-    "ops.upsampled_loss": {"ops.height_shards", "ops.resize"},
+    "ops.upsampled_loss": {"ops.barrier", "ops.height_shards", "ops.resize"},
     "models": set(),
     "models.variants": set(),
     "models.folding": {"models.variants"},
     "models.layers": {
-        *("models.variants", "ops.batch_norm", "ops.conv", "ops.height_shards"),
-        *("ops.pooled_conv", "ops.space_to_depth"),
+        *("models.variants", "ops.barrier", "ops.batch_norm", "ops.conv"),
+        *("ops.height_shards", "ops.pooled_conv", "ops.space_to_depth"),
     },
     "models.blocks": {"models.layers", "models.variants"},
     "models.backbones": {"models.blocks", "models.variants"},

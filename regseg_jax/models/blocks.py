@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from regseg_jax.models.layers import BatchNorm, Conv, SqueezeExcite, store_rounded
+from regseg_jax.models.layers import BatchNorm, Conv, SqueezeExcite, relu, store_rounded
 from regseg_jax.models.variants import DilationRates
 
 
@@ -135,4 +135,4 @@ class DBlock(nn.Module):
                 self.axis_name,
                 name="shortcut",
             )(x, train=train)
-        return nn.relu(x + y)
+        return relu(x + y)

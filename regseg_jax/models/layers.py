@@ -12,6 +12,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from regseg_jax.models.variants import BATCH_NORM_EPSILON, BATCH_NORM_UPDATE
+from regseg_jax.ops.barrier import gpu_barrier
 from regseg_jax.ops.batch_norm import batch_norm
 from regseg_jax.ops.conv import grouped_conv
 from regseg_jax.ops.height_shards import use_height_shards
@@ -178,13 +179,31 @@ class SqueezeExcite(nn.Module):
         return nn.sigmoid(scale)
 
 
+@jax.custom_vjp
 def store_rounded(x: Array) -> Array:
     """The same, for what is read twice: of half precision XLA would otherwise store on GPUs the
-    float32 values that it computed, twice as large.
+    float32 values that it computed, twice as large. The gradient needs no storing.
     """
-    if x.dtype.itemsize > 2:
-        return x
-    return jax.lax.platform_dependent(x, cuda=jax.lax.optimization_barrier, default=lambda x: x)
+    return x if x.dtype.itemsize > 2 else gpu_barrier(x)
+
+
+store_rounded.defvjp(lambda x: (store_rounded(x), None), lambda _, dy: (dy,))
+
+
+@jax.custom_vjp
+def relu(x: Array) -> Array:
+    """max(x, 0). Its gradient reads the result, which is stored anyway; that of `jax.nn.relu`
+    reads x, which XLA computes again from more arrays.
+    """
+    return jnp.maximum(x, 0)
+
+
+def _relu_forward(x: Array) -> tuple[Array, Array]:
+    y = relu(x)
+    return y, y
+
+
+relu.defvjp(_relu_forward, lambda y, dy: (jnp.where(gpu_barrier(y) > 0, dy, 0),))
 
 
 def scale_channels(x: Array, scale: Array) -> Array:

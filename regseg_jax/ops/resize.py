@@ -36,7 +36,7 @@ def upsample_bilinear(
         if is_multiple and factor == 1:
             continue
         if is_multiple and not align_corners:
-            x = upsample_by_integer(x, axis, factor)
+            x = _upsample_by_integer(x, axis, factor)
         elif axis == 1:
             x = shards.multiply(interpolation_matrix(*lengths, align_corners), x, size[0])
         else:
@@ -44,7 +44,7 @@ def upsample_bilinear(
     return x
 
 
-def upsample_by_integer(x: Array, axis: int, factor: int) -> Array:
+def _upsample_by_integer(x: Array, axis: int, factor: int) -> Array:
     """Bilinear along one axis of any array, to a multiple of its length.
 
     Each output phase is a fixed mix of two neighbours: slices and an interleave.

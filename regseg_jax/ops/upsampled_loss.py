@@ -2,12 +2,13 @@
 
 The usual way upsamples the logits to [B, H, W, num_classes] in float32, the largest array of a
 training step, and reads it several times in both directions. Here the columns are upsampled first,
-which makes strips of H / factor rows, and the rows' phases are taken one after another: each is a
-fixed mix of two neighbouring strips, and only results without the class axis are kept.
-The gradient computes the strips again. The classes are not the minor axis, which TPUs pad to 128.
+which makes planes of H / factor rows, and the rows' phases are taken one after another: each is a
+fixed mix of two neighbouring rows of the planes, a strip. Mixing is cheap: strips are computed
+where they are read, and by the gradient again, so that only the planes and results without the
+class axis are kept. The classes are not the minor axis, which TPUs pad to 128.
 
 In inference rows and columns are mixed at once, but on TPUs: XLA makes that one kernel from the
-small logits to the classes, so that not even strips are stored.
+small logits to the classes, so that not even planes are stored.
 
 A training step needs `model.clone(upsample=False)`, which returns logits of this kind, and
 `upsampled_pixel_losses(logits, labels)`: the plain, weighted and bootstrapped losses are sums over
@@ -17,15 +18,15 @@ the logits', or that `jax.export` leaves open, both take the usual way.
 
 import functools
 import itertools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from regseg_jax.ops.barrier import gpu_barrier
 from regseg_jax.ops.height_shards import use_height_shards
-from regseg_jax.ops.resize import interpolation_matrix, upsample_bilinear, upsample_by_integer
+from regseg_jax.ops.resize import interpolation_matrix, upsample_bilinear
 
 
 def upsampled_pixel_losses(logits: Array, labels: Array, ignore_label: int = 255) -> Array:
@@ -44,7 +45,8 @@ def upsampled_pixel_losses(logits: Array, labels: Array, ignore_label: int = 255
     size = labels.shape[1:3]
     if not _divides(logits, size):
         logits = upsample_bilinear(_widen(logits), size)
-        return _compute_losses(logits, labels, ignore_label, -1)[0]
+        largest = lax.stop_gradient(logits.max(-1))
+        return _compute_losses(logits, labels, ignore_label, -1, largest)[0]
     return _pixel_losses(use_height_shards.value.repeat_edges(logits), labels, ignore_label)
 
 
@@ -93,60 +95,49 @@ def _pixel_losses(logits: Array, labels: Array, ignore_label: int) -> Array:
 
 
 def _forward(logits: Array, labels: Array, ignore_label: int) -> tuple[Array, tuple]:
-    def compute(logits: Array, labels: Array, upsample_columns: Callable) -> tuple[Array, Array]:
-        rows = _neighbours(upsample_columns(logits, labels.shape[2]))
-        phases = _phases(logits.shape[1] - 2, labels.shape[1])
-        parts = [
-            _compute_losses(_mix(rows, weights), part, ignore_label, 1)
-            for weights, part in zip(phases, _deinterleave(labels, len(phases)), strict=True)
-        ]
-        losses, normalizers = zip(*parts, strict=True)
-        return _interleave(losses), _interleave(normalizers)
+    planes = _multiply_columns(logits, labels.shape[2])
+    # XLA would store strips that two reductions read. So the largest logits are of other ones.
+    same_planes = gpu_barrier(planes)
+    rows, same_rows = _neighbours(planes), _neighbours(same_planes)
+    phases = _phases(logits.shape[1] - 2, labels.shape[1])
+    parts = [
+        _compute_losses(_mix(rows, weights), part, ignore_label, 1, _mix(same_rows, weights).max(1))
+        for weights, part in zip(phases, _deinterleave(labels, len(phases)), strict=True)
+    ]
+    losses, normalizers = map(_interleave, zip(*parts, strict=True))
+    return losses, (logits, same_planes, labels, normalizers)
 
-    losses, normalizers = _for_each_platform(compute, logits, labels)
-    return losses, (logits, labels, normalizers)
 
-
-def _backward(ignore_label: int, residuals: tuple, cotangents: Array) -> tuple[Array, None]:
-    def compute(
-        logits: Array, labels: Array, normalizers: Array, dlosses: Array, upsample_columns: Callable
-    ) -> Array:
-        def spread(logits: Array) -> tuple[Array, Array, Array]:
-            return _neighbours(upsample_columns(logits, labels.shape[2]))
-
-        rows, vjp = jax.vjp(spread, logits)
-        phases = _phases(logits.shape[1] - 2, labels.shape[1])
-        dlosses = jnp.where(labels == ignore_label, 0, dlosses)
-        arrays = (_deinterleave(x, len(phases)) for x in (labels, normalizers, dlosses))
-        drows = tuple(map(jnp.zeros_like, rows))
-        for weights, part, normalizer, dloss in zip(phases, *arrays, strict=True):
-            strip = _mix(rows, weights)
-            probabilities = jnp.exp(strip - normalizer[:, None])
-            dstrip = dloss[:, None] * (probabilities - _is_label(part, strip, 1))
-            drows = tuple(d + w * dstrip if w else d for d, w in zip(drows, weights, strict=True))
-        return vjp(drows)[0]
-
-    return _for_each_platform(compute, *residuals, cotangents), None
+def _backward(ignore_label: int, residuals: tuple, dlosses: Array) -> tuple[Array, None]:
+    logits, planes, labels, normalizers = residuals
+    rows, rows_vjp = jax.vjp(_neighbours, gpu_barrier(planes))
+    phases = _phases(logits.shape[1] - 2, labels.shape[1])
+    dlosses = jnp.where(labels == ignore_label, 0, dlosses)
+    arrays = (_deinterleave(x, len(phases)) for x in (labels, normalizers, dlosses))
+    drows = tuple(map(jnp.zeros_like, rows))
+    for weights, part, normalizer, dloss in zip(phases, *arrays, strict=True):
+        strip = _mix(rows, weights)
+        probabilities = jnp.exp(strip - normalizer[:, None])
+        dstrip = dloss[:, None] * (probabilities - _is_label(part, strip, 1))
+        drows = tuple(d + w * dstrip if w else d for d, w in zip(drows, weights, strict=True))
+    _, columns_vjp = jax.vjp(lambda logits: _multiply_columns(logits, labels.shape[2]), logits)
+    return *columns_vjp(*rows_vjp(drows)), None
 
 
 _pixel_losses.defvjp(_forward, _backward)
 
 
-def _for_each_platform(compute: Callable, *arrays: Array) -> Array | tuple[Array, Array]:
-    return lax.platform_dependent(
-        *arrays,
-        tpu=functools.partial(compute, upsample_columns=_multiply_columns),
-        default=functools.partial(compute, upsample_columns=_interleave_columns),
-    )
-
-
 def _compute_losses(
-    logits: Array, labels: Array, ignore_label: int, axis: int
+    logits: Array, labels: Array, ignore_label: int, axis: int, largest: Array
 ) -> tuple[Array, Array]:
-    """Each pixel's loss, and its normalizer, the log of the sum of exponentials over axis."""
+    """Each pixel's loss, and its normalizer, the log of the sum of exponentials over axis.
+
+    `largest` is that of the logits over axis.
+    """
     # A one-hot product instead of an indexed read: its gradient needs no scatter.
     label_logits = jnp.where(_is_label(labels, logits, axis), logits, 0).sum(axis)
-    normalizers = jax.nn.logsumexp(logits, axis)
+    exponentials = jnp.exp(logits - jnp.expand_dims(largest, axis))
+    normalizers = jnp.log(exponentials.sum(axis)) + largest
     return jnp.where(labels == ignore_label, 0, normalizers - label_logits), normalizers
 
 
@@ -156,24 +147,18 @@ def _is_label(labels: Array, logits: Array, axis: int) -> Array:
 
 
 def _multiply_columns(logits: Array, width: int) -> Array:
-    """[B, h, w, K] -> [B, K, h, width] as a product, because moving columns is slow on TPUs."""
+    """[B, h, w, K] -> planes [B, K, h, width], as a product: TPUs are slow at moving columns."""
     matrix = interpolation_matrix(logits.shape[2], width, align_corners=False)
     # Eighths and sixteenths are exact in half precision, and the sums are float32.
     exact = logits.dtype.itemsize == 2 and (matrix * 256 % 1 == 0).all()
-    logits = logits if exact else _widen(logits)
+    planes = jnp.transpose(logits if exact else _widen(logits), (0, 3, 1, 2))
     return jnp.einsum(
-        "bhwk,vw->bkhv",
-        logits,
-        jnp.asarray(matrix, logits.dtype),
+        "bkhw,vw->bkhv",
+        planes,
+        jnp.asarray(matrix, planes.dtype),
         precision="default" if exact else "highest",
         preferred_element_type=_widen(logits).dtype,
     )
-
-
-def _interleave_columns(logits: Array, width: int) -> Array:
-    """[B, h, w, K] -> [B, K, h, width]."""
-    planes = jnp.transpose(_widen(logits), (0, 3, 1, 2))
-    return upsample_by_integer(planes, 3, width // planes.shape[3])
 
 
 def _phases(length: int, upsampled: int) -> list[tuple[float, float, float]]:

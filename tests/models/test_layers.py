@@ -7,7 +7,15 @@ import pytest
 import torch
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from regseg_jax.models.layers import BatchNorm, Conv, ConvBN, SqueezeExcite, global_mean
+from regseg_jax.models.layers import (
+    BatchNorm,
+    Conv,
+    ConvBN,
+    SqueezeExcite,
+    global_mean,
+    relu,
+    store_rounded,
+)
 
 
 def _random(*shape, seed=0):
@@ -309,3 +317,25 @@ def test_global_mean_does_not_overflow_in_half_precision():
     assert mean.shape == (1, 1, 1, 2)
     assert mean.dtype == jnp.float16
     assert (mean == 100).all()
+
+
+def test_relu_and_its_gradient_equal_jaxs():
+    x = jnp.array([-2.0, -0.0, 0.0, 1e-30, 3.0, jnp.nan])
+    (y, vjp), (expected, expected_vjp) = jax.vjp(relu, x), jax.vjp(jax.nn.relu, x)
+    np.testing.assert_array_equal(y, expected)
+    np.testing.assert_array_equal(*(f(jnp.arange(1.0, 7))[0] for f in (vjp, expected_vjp)))
+
+
+@pytest.mark.parametrize(
+    ("platform", "dtype", "barriers"),
+    [("cuda", jnp.bfloat16, 1), ("cuda", jnp.float32, 0), ("cpu", jnp.bfloat16, 0)],
+)
+def test_gpus_store_half_precision_and_no_gradient_of_it(platform, dtype, barriers):
+    def loss(x):
+        return jnp.square(store_rounded(x)).sum()
+
+    x = jax.ShapeDtypeStruct((3,), dtype)
+    for compute in (loss, jax.value_and_grad(loss)):
+        module = jax.export.export(jax.jit(compute), platforms=[platform])(x).mlir_module()
+        assert module.count("stablehlo.optimization_barrier") == barriers
+    np.testing.assert_array_equal(jax.grad(loss)(jnp.ones(3, dtype)), 2)

@@ -45,11 +45,8 @@ def _value_and_gradient(compute_losses):
     return compute
 
 
-@pytest.mark.parametrize("columns", [None, "_multiply_columns"])
 @pytest.mark.parametrize("name", SIZES)
-def test_losses_and_gradient_equal_those_of_the_upsampled_logits(name, columns, monkeypatch):
-    if columns:  # the lowering of TPUs
-        monkeypatch.setattr(upsampled_loss, "_interleave_columns", getattr(upsampled_loss, columns))
+def test_losses_and_gradient_equal_those_of_the_upsampled_logits(name):
     with jax.enable_x64(True):
         logits, labels = _inputs(name)
         inputs = logits, labels, np.cos(np.arange(labels.size)).reshape(labels.shape)
@@ -60,9 +57,7 @@ def test_losses_and_gradient_equal_those_of_the_upsampled_logits(name, columns, 
     assert (np.asarray(losses)[labels == 255] == 0).all()
 
 
-@pytest.mark.parametrize("columns", ["_interleave_columns", "_multiply_columns"])
-def test_half_precision_logits_are_interpolated_in_float32(columns, monkeypatch):
-    monkeypatch.setattr(upsampled_loss, "_interleave_columns", getattr(upsampled_loss, columns))
+def test_half_precision_logits_are_interpolated_in_float32():
     logits, labels = _inputs("4", jnp.bfloat16)
     inputs = labels, np.ones(labels.shape, np.float32)
     losses, gradient = _value_and_gradient(upsampled_pixel_losses)(logits, *inputs)
