@@ -138,8 +138,8 @@ def count_by_adding(levels: Array, inside: Array) -> Array:
 
 def count_by_multiplying(levels: Array, inside: Array) -> Array:
     """`compute_histogram` by a matrix product of zeros and ones, exact in bfloat16."""
-    levels = jnp.where(inside, levels, _LEVELS).astype(jnp.int16).ravel()
-    upper = jax.nn.one_hot(levels >> 4, 16, dtype=jnp.bfloat16)  # all zeros of 256
+    levels = jnp.where(inside, levels, _LEVELS).astype(jnp.int16).ravel()  # half the memory
+    upper = jax.nn.one_hot(levels >> 4, 16, dtype=jnp.bfloat16)  # zeros outside
     lower = jax.nn.one_hot(levels & 15, 16, dtype=jnp.bfloat16)
     counts = jnp.einsum("pi,pj->ij", upper, lower, preferred_element_type=jnp.float32)
     return counts.astype(jnp.int32).ravel()

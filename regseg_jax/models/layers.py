@@ -181,8 +181,8 @@ class SqueezeExcite(nn.Module):
 
 @jax.custom_vjp
 def store_rounded(x: Array) -> Array:
-    """The same, for what is read twice: of half precision XLA would otherwise store on GPUs the
-    float32 values that it computed, twice as large. The gradient needs no storing.
+    """The same array. What is read twice is stored, and XLA would on GPUs store the float32 values
+    that it computed for half precision, twice as large. The gradient needs no storing.
     """
     return x if x.dtype.itemsize > 2 else gpu_barrier(x)
 

@@ -35,7 +35,7 @@ def upsampled_pixel_losses(logits: Array, labels: Array, ignore_label: int = 255
     Differentiable once, in reverse mode.
 
     Args:
-      logits: [B, h, w, num_classes] of any float dtype; computed on in float32 at least.
+      logits: [B, h, w, num_classes] of any float dtype, finite; computed on in float32 at least.
       labels: i32[B, H, W], in [0, num_classes) or ignore_label.
       ignore_label: its pixels have a loss and a gradient of 0.
 
@@ -96,7 +96,7 @@ def _pixel_losses(logits: Array, labels: Array, ignore_label: int) -> Array:
 
 def _forward(logits: Array, labels: Array, ignore_label: int) -> tuple[Array, tuple]:
     planes = _multiply_columns(logits, labels.shape[2])
-    # XLA would store strips that two reductions read. So the largest logits are of other ones.
+    # XLA would store strips that two reductions read: the largest logits get strips of their own.
     same_planes = gpu_barrier(planes)
     rows, same_rows = _neighbours(planes), _neighbours(same_planes)
     phases = _phases(logits.shape[1] - 2, labels.shape[1])
@@ -105,6 +105,7 @@ def _forward(logits: Array, labels: Array, ignore_label: int) -> tuple[Array, tu
         for weights, part in zip(phases, _deinterleave(labels, len(phases)), strict=True)
     ]
     losses, normalizers = map(_interleave, zip(*parts, strict=True))
+    losses = jnp.maximum(losses, 0)  # two programs for equal strips may round differently
     return losses, (logits, same_planes, labels, normalizers)
 
 
@@ -149,7 +150,8 @@ def _is_label(labels: Array, logits: Array, axis: int) -> Array:
 def _multiply_columns(logits: Array, width: int) -> Array:
     """[B, h, w, K] -> planes [B, K, h, width], as a product: TPUs are slow at moving columns."""
     matrix = interpolation_matrix(logits.shape[2], width, align_corners=False)
-    # Eighths and sixteenths are exact in half precision, and the sums are float32.
+    # Eighths and sixteenths are exact in half precision, and the sums are float32. The gradient's
+    # product may round what it sums, to no less than the precision of the logits.
     exact = logits.dtype.itemsize == 2 and (matrix * 256 % 1 == 0).all()
     planes = jnp.transpose(logits if exact else _widen(logits), (0, 3, 1, 2))
     return jnp.einsum(

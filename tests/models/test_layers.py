@@ -339,3 +339,11 @@ def test_gpus_store_half_precision_and_no_gradient_of_it(platform, dtype, barrie
         module = jax.export.export(jax.jit(compute), platforms=[platform])(x).mlir_module()
         assert module.count("stablehlo.optimization_barrier") == barriers
     np.testing.assert_array_equal(jax.grad(loss)(jnp.ones(3, dtype)), 2)
+
+
+@pytest.mark.parametrize(("platform", "barriers"), [("cuda", 1), ("cpu", 0)])
+def test_on_gpus_the_gradient_of_relu_reads_the_stored_result(platform, barriers):
+    x = jax.ShapeDtypeStruct((3,), jnp.bfloat16)
+    gradient = jax.jit(jax.grad(lambda x: jnp.square(relu(x)).sum()))
+    module = jax.export.export(gradient, platforms=[platform])(x).mlir_module()
+    assert module.count("stablehlo.optimization_barrier") == barriers

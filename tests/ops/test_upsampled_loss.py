@@ -98,9 +98,23 @@ def test_no_array_is_as_large_as_the_upsampled_logits(platform):
 
     gradient = jax.jit(jax.grad(lambda logits: upsampled_pixel_losses(logits, labels).sum()))
     text = jax.export.export(gradient, platforms=[platform])(logits).mlir_module()
-    assert f"tensor<2x6x5x{labels.shape[2]}xf32>" in text  # a strip with the rows above and below
+    assert f"tensor<2x6x5x{labels.shape[2]}xf32>" in text  # planes with the rows above and below
     sizes = [
         np.prod([int(side) for side in shape.split("x")])
         for shape in set(re.findall(r"tensor<([\dx]+)xf32>", text))
     ]
     assert max(sizes) == 2 * 6 * 5 * labels.shape[2]
+
+
+@pytest.mark.parametrize(("platform", "barriers"), [("cuda", 2), ("cpu", 0), ("tpu", 0)])
+def test_gpus_do_not_share_strips_between_reductions(platform, barriers):
+    logits, labels = _inputs("4", np.float32)
+    gradient = jax.jit(jax.grad(lambda logits: upsampled_pixel_losses(logits, labels).sum()))
+    module = jax.export.export(gradient, platforms=[platform])(logits).mlir_module()
+    assert module.count("stablehlo.optimization_barrier") == barriers
+
+
+def test_losses_are_not_negative():
+    labels = np.zeros((1, 64, 64), np.int32)
+    logits = jnp.zeros((1, 16, 16, 3)).at[..., 0].set(jnp.linspace(10, 80, 256).reshape(16, 16))
+    assert upsampled_pixel_losses(logits, labels).min() >= 0
