@@ -70,7 +70,7 @@ def upsampled_argmax(logits: Array, size: tuple[int, int]) -> Array:
 
 
 def _classify_by_strips(logits: Array, size: tuple[int, int]) -> Array:
-    rows = _neighbours(_multiply_columns(logits, size[1]))
+    rows = _neighbours(_multiply_columns(logits, size[1]), 2)
     phases = _phases(logits.shape[1] - 2, size[0])
     return _interleave([lax.argmax(_mix(rows, weights), 1, jnp.uint8) for weights in phases])
 
@@ -98,7 +98,7 @@ def _forward(logits: Array, labels: Array, ignore_label: int) -> tuple[Array, tu
     planes = _multiply_columns(logits, labels.shape[2])
     # XLA would store strips that two reductions read: the largest logits get strips of their own.
     same_planes = gpu_barrier(planes)
-    rows, same_rows = _neighbours(planes), _neighbours(same_planes)
+    rows, same_rows = _neighbours(planes, 2), _neighbours(same_planes, 2)
     phases = _phases(logits.shape[1] - 2, labels.shape[1])
     parts = [
         _compute_losses(_mix(rows, weights), part, ignore_label, 1, _mix(same_rows, weights).max(1))
@@ -111,7 +111,7 @@ def _forward(logits: Array, labels: Array, ignore_label: int) -> tuple[Array, tu
 
 def _backward(ignore_label: int, residuals: tuple, dlosses: Array) -> tuple[Array, None]:
     logits, planes, labels, normalizers = residuals
-    rows, rows_vjp = jax.vjp(_neighbours, gpu_barrier(planes))
+    rows = _neighbours(gpu_barrier(planes), 2)
     phases = _phases(logits.shape[1] - 2, labels.shape[1])
     dlosses = jnp.where(labels == ignore_label, 0, dlosses)
     arrays = (_deinterleave(x, len(phases)) for x in (labels, normalizers, dlosses))
@@ -121,8 +121,12 @@ def _backward(ignore_label: int, residuals: tuple, dlosses: Array) -> tuple[Arra
         probabilities = jnp.exp(strip - normalizer[:, None])
         dstrip = dloss[:, None] * (probabilities - _is_label(part, strip, 1))
         drows = tuple(d + w * dstrip if w else d for d, w in zip(drows, weights, strict=True))
-    _, columns_vjp = jax.vjp(lambda logits: _multiply_columns(logits, labels.shape[2]), logits)
-    return *columns_vjp(*rows_vjp(drows)), None
+
+    def upsample_columns(logits: Array) -> tuple[Array, ...]:
+        return tuple(_multiply_columns(part, labels.shape[2]) for part in _neighbours(logits, 1))
+
+    _, columns_vjp = jax.vjp(upsample_columns, logits)
+    return *columns_vjp(drows), None
 
 
 _pixel_losses.defvjp(_forward, _backward)
@@ -170,9 +174,10 @@ def _phases(length: int, upsampled: int) -> list[tuple[float, float, float]]:
     return [(max(-offset, 0.0), 1 - abs(offset), max(offset, 0.0)) for offset in below]
 
 
-def _neighbours(planes: Array) -> tuple[Array, Array, Array]:
-    """The rows above, at and below each inner row of [B, K, h + 2, W]."""
-    return planes[:, :, :-2], planes[:, :, 1:-1], planes[:, :, 2:]
+def _neighbours(x: Array, axis: int) -> tuple[Array, Array, Array]:
+    """The rows above, at and below each inner row along an axis, h of h + 2."""
+    height = x.shape[axis] - 2
+    return tuple(lax.slice_in_dim(x, i, i + height, axis=axis) for i in range(3))
 
 
 def _mix(rows: tuple[Array, Array, Array], weights: tuple[float, float, float]) -> Array:

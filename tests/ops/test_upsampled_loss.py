@@ -114,7 +114,16 @@ def test_gpus_do_not_share_strips_between_reductions(platform, barriers):
     assert module.count("stablehlo.optimization_barrier") == barriers
 
 
-def test_losses_are_not_negative():
-    labels = np.zeros((1, 64, 64), np.int32)
-    logits = jnp.zeros((1, 16, 16, 3)).at[..., 0].set(jnp.linspace(10, 80, 256).reshape(16, 16))
-    assert upsampled_pixel_losses(logits, labels).min() >= 0
+def test_losses_that_rounding_makes_negative_are_zero(monkeypatch):
+    # On GPUs a pixel's label may be read from another strip than its normalizer, equal but for
+    # rounding.
+    compute = upsampled_loss._compute_losses
+
+    def compute_less(*arguments):
+        losses, normalizers = compute(*arguments)
+        return losses - 1e-6, normalizers
+
+    monkeypatch.setattr(upsampled_loss, "_compute_losses", compute_less)
+    labels = np.zeros((1, 8, 8), np.int32)
+    logits = jnp.zeros((1, 2, 2, 3)).at[..., 0].set(40)
+    np.testing.assert_array_equal(upsampled_pixel_losses(logits, labels), 0)
