@@ -129,7 +129,7 @@ def prepare_passes(
 
 def time_conv(conv: ConvGeometry, batch_size: int, dtype: jnp.dtype, num_runs: int) -> list[Record]:
     """Times every pass in every lowering that applies, in turns."""
-    names = applicable_lowerings(conv.kernel_size, conv.groups)
+    names = applicable_lowerings(conv)
     prepared = {name: prepare_passes(conv, batch_size, name, dtype) for name in names}
     records = []
     for pass_name in PASSES:

@@ -55,7 +55,7 @@ def grouped_conv(
       stride: step between output pixels.
       dilation_rate: step between the taps of a 3x3 kernel.
       groups: number of channel groups; divides C and O.
-      lowering: one of `applicable_lowerings(k, groups)`, for all passes; None leaves the choice to
+      lowering: one of `applicable_lowerings`, for all passes; None leaves the choice to
         `ops.space_to_depth` where it is in use for x, then to the table in use, see
         `ops.lowerings`, and else to the platform that the computation is compiled for.
 
@@ -72,7 +72,9 @@ def grouped_conv(
             f"x {x.shape} and kernel {kernel.shape} do not fit {groups} groups; "
             "expected [B, H, W, C] and [k, k, C / groups, a multiple of groups]"
         )
-    legal = applicable_lowerings(kernel.shape[0], groups)
+    sizes = kernel.shape[0], stride, dilation_rate, groups, x.shape[3], kernel.shape[3]
+    conv_geometry = ConvGeometry(*sizes, *x.shape[1:3])
+    legal = applicable_lowerings(conv_geometry)
     if lowering is not None and lowering not in legal:
         raise ValueError(f"lowering is {lowering!r}; expected None or one of {', '.join(legal)}")
     pad = dilation_rate * (kernel.shape[0] - 1) // 2
@@ -83,8 +85,7 @@ def grouped_conv(
     if lowering is not None:
         chosen = PassLowerings(lowering, lowering, lowering)
     elif use_lowerings.value is not None:
-        sizes = kernel.shape[0], stride, dilation_rate, groups, x.shape[3], kernel.shape[3]
-        chosen = use_lowerings.value[ConvGeometry(*sizes, *x.shape[1:3])]
+        chosen = use_lowerings.value[conv_geometry]
     else:
         chosen = None
     shards = use_height_shards.value
@@ -176,10 +177,18 @@ def _choose_for_tpu(shape: tuple, kernel_size: int, geometry: Geometry) -> PassL
 
 
 def _choose_for_gpu(shape: tuple, kernel_size: int, geometry: Geometry) -> PassLowerings:
-    """The library's convolutions, except for a single pixel, where each takes several kernels."""
-    single = kernel_size == 1 and geometry.groups == 1 and shape[1] == 1 and shape[2] == 1
-    name = "product" if single else "conv"
-    return PassLowerings(name, name, name)
+    """The library's convolutions where they are best.
+
+    Their transposed 1x1 kernels are copies, a product needs none. A single pixel's sums join the
+    kernels around. XLA does not recognise the gradient of a dilated kernel as one, and would
+    convolve one map with another, which is slow.
+    """
+    if kernel_size == 1 and geometry.groups == 1:
+        if shape[1] == 1 and shape[2] == 1:
+            return PassLowerings("sum_last", "sum_first", "sum_first")
+        return PassLowerings("conv", "product" if geometry.stride == 1 else "conv", "conv")
+    is_dilated = kernel_size > 1 and geometry.rate > 1
+    return PassLowerings("conv", "conv", "space_to_batch" if is_dilated else "conv")
 
 
 _DEFAULTS = {"cpu": _choose_for_cpu, "tpu": _choose_for_tpu, "default": _choose_for_gpu}

@@ -2,11 +2,14 @@
 
 - `conv`: `jax.lax.conv_general_dilated`;
 - `product`: a 1x1 convolution as one matrix product;
+- `sum_last`, `sum_first`: a 1x1 convolution of one pixel as products that are summed over the input
+  channels, these being the last axis or the one before; the gradient by x sums over the other;
 - `rows`: a batched product over the groups, see `_rows_conv`;
 - `split`: a convolution for each group;
 - `dense`: groups side by side as one block-diagonal dense convolution, in chunks of at most 128
   channels; `dense_rows`: the same with `rows` for each chunk;
-- `merged_64`, `merged_128`: neighbouring groups merged up to this many channels, still grouped.
+- `merged_64`, `merged_128`: neighbouring groups merged up to this many channels, still grouped;
+- `space_to_batch`: a dilated convolution as an ordinary one of the pixels of each remainder.
 """
 
 import dataclasses
@@ -45,6 +48,14 @@ def _conv(x: Array, kernel: Array, geometry: Geometry) -> Array:
 def _product(x: Array, kernel: Array, geometry: Geometry) -> Array:
     x = x[:, :: geometry.stride, :: geometry.stride]
     return jnp.einsum("bhwc,co->bhwo", x, kernel[0, 0])
+
+
+def _sum(x: Array, kernel: Array, geometry: Geometry, *, axis: int) -> Array:
+    """Sums over this axis of the products; in half precision they are wider."""
+    dtype, wide = x.dtype, jnp.promote_types(x.dtype, jnp.float32)
+    x, kernel = x.astype(wide), kernel[0, 0].astype(wide)
+    products = x[..., None, :] * kernel.T if axis == -1 else x[..., None] * kernel
+    return products.sum(axis).astype(dtype)
 
 
 def _merged_conv(x: Array, kernel: Array, geometry: Geometry, *, max_channels: int) -> Array:
@@ -93,6 +104,28 @@ def merge_groups(kernel: Array, groups: int, size: int) -> Array:
     kernel = kernel.reshape(*taps, 1, group_width, groups // size, size, features // groups)
     same_group = jnp.eye(size, dtype=bool).reshape(size, 1, 1, size, 1)
     return jnp.where(same_group, kernel, 0).reshape(*taps, size * group_width, features)
+
+
+def _space_to_batch_conv(x: Array, kernel: Array, geometry: Geometry) -> Array:
+    """Convolves without dilation the rate * rate maps that each take every rate-th row and column.
+
+    With a stride it computes the outputs in between too.
+    """
+    rate, stride = geometry.rate, geometry.stride
+    reach = rate * (kernel.shape[0] - 1)
+    out_height, out_width = x.shape[1] + 2 * geometry.pad_height - reach, x.shape[2]
+
+    batch, height, width, channels = x.shape
+    rows, columns = -(-height // rate), -(-width // rate)
+    padding = ((0, 0), (0, rows * rate - height), (0, columns * rate - width), (0, 0))
+    maps = jnp.pad(x, padding).reshape(batch, rows, rate, columns, rate, channels)
+    maps = maps.transpose(0, 2, 4, 1, 3, 5).reshape(-1, rows, columns, channels)
+
+    maps = _conv(maps, kernel, Geometry(1, 1, geometry.groups, geometry.pad_height // rate))
+    _, rows, columns, features = maps.shape
+    y = maps.reshape(batch, rate, rate, rows, columns, features).transpose(0, 3, 1, 4, 2, 5)
+    y = y.reshape(batch, rows * rate, columns * rate, features)
+    return y[:, :out_height:stride, :out_width:stride]
 
 
 def _rows_conv(x: Array, kernel: Array, geometry: Geometry) -> Array:
@@ -151,10 +184,13 @@ def shift(x: Array, axis: int, offset: int, size: int, stride: int = 1) -> Array
 FORMS = {
     "conv": _conv,
     "product": _product,
+    "sum_last": functools.partial(_sum, axis=-1),
+    "sum_first": functools.partial(_sum, axis=-2),
     "rows": _rows_conv,
     "split": _split_conv,
     "dense": functools.partial(_dense_conv, conv=_conv),
     "dense_rows": functools.partial(_dense_conv, conv=_rows_conv),
     "merged_64": functools.partial(_merged_conv, max_channels=64),
     "merged_128": functools.partial(_merged_conv, max_channels=128),
+    "space_to_batch": _space_to_batch_conv,
 }

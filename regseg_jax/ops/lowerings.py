@@ -21,10 +21,10 @@ from typing import Any
 import jax
 
 # `conv` is `jax.lax.conv_general_dilated`; `ops.conv_forms` says what the others are.
-LOWERINGS = (
-    *("conv", "product", "rows", "split"),
-    *("dense", "dense_rows", "merged_64", "merged_128"),
-)
+_GENERAL = ("conv", "rows")
+_GROUPED = ("split", "dense", "dense_rows", "merged_64", "merged_128")
+_SUMS = ("sum_last", "sum_first")
+LOWERINGS = (*_GENERAL, "product", *_SUMS, *_GROUPED, "space_to_batch")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +52,19 @@ class ConvGeometry:
     width: int
 
 
-def applicable_lowerings(kernel_size: int, groups: int) -> tuple[str, ...]:
+def applicable_lowerings(geometry: ConvGeometry) -> tuple[str, ...]:
     """The lowerings that such a convolution has, in the order of `LOWERINGS`."""
-    if groups > 1:
-        return tuple(name for name in LOWERINGS if name != "product")
-    return ("conv", "product") if kernel_size == 1 else ("conv", "rows")
+    is_dilated = geometry.kernel_size > 1 and geometry.dilation_rate > 1
+    if geometry.groups > 1:
+        legal = {*_GENERAL, *_GROUPED}
+    elif geometry.kernel_size > 1:
+        legal = {*_GENERAL}
+    else:
+        is_pixel = geometry.height == geometry.width == 1
+        legal = {"conv", "product", *(_SUMS if is_pixel else ())}
+    if is_dilated:
+        legal.add("space_to_batch")
+    return tuple(name for name in LOWERINGS if name in legal)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +95,7 @@ class LoweringTable:
         if len(dict(self.choices)) < len(self.choices):
             raise ValueError(f"the table of {self.device} has a geometry twice; tune again")
         for geometry, lowerings in self.choices:
-            legal = applicable_lowerings(geometry.kernel_size, geometry.groups)
+            legal = applicable_lowerings(geometry)
             for name in dataclasses.astuple(lowerings):
                 if name not in legal:
                     raise ValueError(

@@ -42,7 +42,7 @@ def test_the_convolutions_of_exp48():
 def test_every_pass_is_timed_in_every_lowering_that_applies(geometry):
     records = time_conv(geometry, 1, jnp.float32, num_runs=2)
     assert [record.pass_name for record in records] == list(PASSES)
-    names = applicable_lowerings(geometry.kernel_size, geometry.groups)
+    names = applicable_lowerings(geometry)
     for record in records:
         assert tuple(record.timings) == names
         assert {timing.error for timing in record.timings.values()} == {None}

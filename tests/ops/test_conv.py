@@ -31,7 +31,13 @@ CASES = {
     "stride 2, rate 7": ((8, 11), 8, 8, 3, 2, 7, 2),
     "large map": ((50, 45), 4, 4, 3, 1, 2, 2),
     "one pixel": ((1, 1), 4, 4, 3, 2, 1, 2),
+    "1x1, one pixel": ((1, 1), 4, 6, 1, 1, 1, 1),
 }
+
+
+def _geometry(case):
+    sides, channels, features, size, *rest = case
+    return ConvGeometry(size, *rest, channels, features, *sides)
 
 
 def _inputs(case, dtype=jnp.float32):
@@ -80,10 +86,10 @@ def _reference(case, x, kernel, dy=None):
     ("name", "lowering"),
     [
         (name, lowering)
-        for name, (*_, size, _stride, _rate, groups) in CASES.items()
-        for lowering in (*applicable_lowerings(size, groups), None)
+        for name, case in CASES.items()
+        for lowering in (*applicable_lowerings(_geometry(case)), None)
         # The library's own grouped gradients are slow on CPUs: one case of them is enough.
-        if not (lowering == "conv" and groups > 1)
+        if not (lowering == "conv" and case[-1] > 1)
     ]
     + [("rate 4", "conv")],
 )
@@ -102,12 +108,11 @@ def test_value_and_both_gradients_equal_the_definition(name, lowering):
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-@pytest.mark.parametrize("name", ["1x1", "dense", "rate 4"])
+@pytest.mark.parametrize("name", ["1x1", "1x1, one pixel", "dense", "rate 4"])
 def test_half_precision_keeps_its_dtype_and_stays_close(name, dtype):
     case = CASES[name]
     x, kernel = _inputs(case, dtype)
-    *_, size, _stride, _rate, groups = case
-    for lowering in applicable_lowerings(size, groups):
+    for lowering in applicable_lowerings(_geometry(case)):
         y, vjp = jax.vjp(jax.jit(_function(case, lowering)), x, kernel)
         dx, dkernel = vjp(jnp.ones_like(y))
         assert y.dtype == dx.dtype == dkernel.dtype == dtype
@@ -127,9 +132,15 @@ def test_vmap_equals_a_loop():
         np.testing.assert_allclose(m[1], e, rtol=1e-4, atol=1e-3)
 
 
-def _export(case, platform):
-    exported = jax.export.export(jax.jit(_function(case, None)), platforms=[platform])
+def _export(function, case, platform):
+    exported = jax.export.export(jax.jit(function), platforms=[platform])
     return exported(*_inputs(case)).mlir_module()
+
+
+def _gradient(case, lowering=None):
+    """The gradient by the kernel, for a gradient of the output that depends on nothing."""
+    f = _function(case, lowering)
+    return lambda x, kernel: jax.vjp(lambda k: f(x, k), kernel)[1](jnp.ones_like(f(x, kernel)))
 
 
 @pytest.mark.parametrize(
@@ -141,17 +152,32 @@ def _export(case, platform):
     ],
 )
 def test_the_compiled_platform_chooses_the_lowering(platform, operations):
-    text = _export(CASES["rate 4"], platform)
+    case = CASES["rate 4"]
+    text = _export(_function(case, None), case, platform)
     assert [text.count(operation) for operation in operations] == [1] * len(operations)
     assert text.count("stablehlo.convolution") == operations.count("stablehlo.convolution")
 
 
+def test_gpus_compute_the_gradient_of_a_dilated_kernel_without_dilation():
+    # XLA takes a convolution with a stride for one of a map with another, not for a gradient.
+    case = CASES["rate 4"]
+    strides = "stride = [4, 4]"
+    assert strides in _export(_gradient(case, "conv"), case, "cuda")
+    assert strides not in _export(_gradient(case), case, "cuda")
+
+
+def test_gpus_compute_single_pixels_without_the_library():
+    case = CASES["1x1, one pixel"]
+    text = _export(_function(case, None), case, "cuda") + _export(_gradient(case), case, "cuda")
+    assert "stablehlo.reduce" in text
+    assert "stablehlo.convolution" not in text
+    assert "stablehlo.dot" not in text
+
+
 def test_a_table_overrides_the_platform_and_jit_traces_again():
     case = CASES["rate 4"]
-    (height, width), channels, features, size, stride, rate, groups = case
-    sizes = (size, stride, rate, groups, channels, features, height, width)
     choice = PassLowerings("merged_64", "conv", "rows")
-    table = LoweringTable("here", ((ConvGeometry(*sizes), choice),))
+    table = LoweringTable("here", ((_geometry(case), choice),))
     function = jax.jit(_function(case, None))
     x, kernel = _inputs(case)
     before = function.lower(x, kernel).as_text()
@@ -174,6 +200,15 @@ def test_only_taps_that_reach_the_map_are_multiplied():
     products = [eqn for eqn in jaxpr.jaxpr.eqns if eqn.primitive is lax.dot_general_p]
     assert len(products) == 1
     assert products[0].outvars[0].aval.size == 2 * 3 * 20 * 8
+
+
+@pytest.mark.parametrize("rate", [2, 5])
+def test_space_to_batch_takes_rows_that_were_fetched(rate):
+    x, kernel = _inputs(((7, 6), 4, 4, 3, 1, rate, 2))
+    expected = FORMS["conv"](x, kernel, Geometry(1, rate, 2, pad_height=rate))
+    with_rows = jnp.pad(x, ((0, 0), (rate, rate), (0, 0), (0, 0)))
+    actual = FORMS["space_to_batch"](with_rows, kernel, Geometry(1, rate, 2, pad_height=0))
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
