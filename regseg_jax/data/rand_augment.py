@@ -10,11 +10,13 @@ operation that was drawn, walks along the batch's axis and so gathers a sharded 
 device.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import DTypeLike
 
 from regseg_jax.data.classes import IGNORE_LABEL
 
@@ -127,7 +129,11 @@ def compute_histogram(levels: Array, inside: Array) -> Array:
       i32[256]; exact up to 2^24 pixels.
     """
     return jax.lax.platform_dependent(
-        levels, inside, cpu=count_by_adding, default=count_by_multiplying
+        levels,
+        inside,
+        cpu=count_by_adding,
+        cuda=functools.partial(count_by_multiplying, dtype=jnp.float16),  # a T4 has no bfloat16
+        default=count_by_multiplying,
     )
 
 
@@ -136,11 +142,11 @@ def count_by_adding(levels: Array, inside: Array) -> Array:
     return jnp.zeros(_LEVELS, jnp.int32).at[levels.ravel()].add(inside.ravel().astype(jnp.int32))
 
 
-def count_by_multiplying(levels: Array, inside: Array) -> Array:
-    """`compute_histogram` by a matrix product of zeros and ones, exact in bfloat16."""
+def count_by_multiplying(levels: Array, inside: Array, dtype: DTypeLike = jnp.bfloat16) -> Array:
+    """`compute_histogram` by a matrix product of zeros and ones, exact in half precision."""
     levels = jnp.where(inside, levels, _LEVELS).astype(jnp.int16).ravel()  # half the memory
-    upper = jax.nn.one_hot(levels >> 4, 16, dtype=jnp.bfloat16)  # zeros outside
-    lower = jax.nn.one_hot(levels & 15, 16, dtype=jnp.bfloat16)
+    upper = jax.nn.one_hot(levels >> 4, 16, dtype=dtype)  # zeros outside
+    lower = jax.nn.one_hot(levels & 15, 16, dtype=dtype)
     counts = jnp.einsum("pi,pj->ij", upper, lower, preferred_element_type=jnp.float32)
     return counts.astype(jnp.int32).ravel()
 

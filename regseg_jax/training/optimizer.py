@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from regseg_jax.ops.barrier import gpu_common
 from regseg_jax.runtime.checks import check_fraction, check_integer, check_number, check_one_of
 
 Schedule = Callable[[jax.typing.ArrayLike], jax.Array]
@@ -119,7 +120,7 @@ def with_learning_rate(
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
         direction, state = tx.update(updates, state, params, step=step, **extra_args)
-        return optax.tree.scale(-learning_rate_fn(step), direction), state
+        return optax.tree.scale(gpu_common(-learning_rate_fn(step)), direction), state
 
     return optax.GradientTransformationExtraArgs(tx.init, update)
 

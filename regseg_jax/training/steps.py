@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec as P
 
 from regseg_jax.data.classes import IGNORE_LABEL
 from regseg_jax.models.regseg import RegSeg
+from regseg_jax.ops.barrier import gpu_common
 from regseg_jax.ops.space_to_depth import choose_width, use_space_to_depth
 from regseg_jax.training.losses import CrossEntropy
 from regseg_jax.training.optimizer import Schedule
@@ -131,8 +132,9 @@ def create_train_step(
         parts = split_batch((images, labels), accumulation_steps, contiguous=batch_norm_per_device)
 
         def apply(flat_params: Array, images: Array) -> tuple[Array, Any]:
+            params = optax.tree.scale(gpu_common(jnp.float32(1)), unravel(flat_params))
             logits, mutated = model.apply(
-                {"params": unravel(flat_params), "batch_stats": batch_stats},
+                {"params": params, "batch_stats": batch_stats},
                 images,
                 train=True,
                 mutable=["batch_stats"],
@@ -222,7 +224,7 @@ def create_train_step(
         )
         if dynamic_scale:
             unchanged = state.replace(step=state.step + 1, dynamic_scale=dynamic_scale)
-            next_state = optax.tree.where(is_finite, next_state, unchanged)
+            next_state = optax.tree.where(gpu_common(is_finite), next_state, unchanged)
         metrics = {
             "loss": loss,
             "learning_rate": learning_rate_fn(state.step),
