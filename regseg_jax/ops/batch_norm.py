@@ -19,6 +19,12 @@ from regseg_jax.ops.space_to_depth import (
     sum_channels,
 )
 
+# XLA sums up to so many pixels by one kernel, and has a block of threads for 32 channels of a part:
+# so many sums are two blocks for each multiprocessor of an H100.
+_GPU_LONG_SUM = 4096
+_GPU_SUMS = 2 * 132 * 32
+_GPU_MAX_PARTS = 96
+
 
 def batch_norm(
     x: Array,
@@ -64,7 +70,7 @@ def _batch_norm(x, scale, bias, shift, epsilon, use_relu, axis_name, shards):
 
 def _forward(x, scale, bias, shift, epsilon, use_relu, axis_name, shards):
     shifted = shards.mask(_widen(x) - repeat_channels(shift, x))
-    sums = _sum_pixels(shifted, jnp.square(shifted), len(scale))
+    sums = _sum_pixels(shifted, jnp.square(shifted), len(scale), in_parts=True)
     count = _count_pixels(x, len(scale), axis_name, shards)
     shifted_mean, mean_square = _average(sums, count, axis_name, shards)
     mean = shift + shifted_mean
@@ -104,20 +110,38 @@ def _widen(x: Array) -> Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def _sum_pixels(x: Array, y: Array, num_channels: int) -> tuple[Array, ...]:
-    """Sums each over all axes but the channels."""
-    axes = tuple(range(x.ndim - 1))
+def _sum_pixels(
+    x: Array, y: Array, num_channels: int, *, in_parts: bool = False
+) -> tuple[Array, ...]:
+    """Sums each over all axes but the channels.
 
-    def sum_together(x: Array, y: Array) -> tuple[Array, Array]:
+    GPUs take two kernels for a long sum: in parts and over these. With in_parts the second is one
+    that XLA fuses with what follows, which should be small.
+    """
+
+    def sum_together(x: Array, y: Array) -> tuple[Array, ...]:
+        # One reduction of a pair is one kernel less than two on GPUs.
+        num_parts = _count_parts(x) if in_parts else 1
+        x, y = (z.reshape(num_parts, -1, z.shape[-1]) for z in (x, y))
         zero = jnp.zeros((), x.dtype)
-        return lax.reduce((x, y), (zero, zero), lambda a, b: (a[0] + b[0], a[1] + b[1]), axes)
+        totals = lax.reduce((x, y), (zero, zero), lambda a, b: (a[0] + b[0], a[1] + b[1]), (1,))
+        return tuple(functools.reduce(jnp.add, parts) for parts in totals)
 
-    def sum_apart(x: Array, y: Array) -> tuple[Array, Array]:
+    def sum_apart(x: Array, y: Array) -> tuple[Array, ...]:
+        axes = tuple(range(x.ndim - 1))
         return x.sum(axes), y.sum(axes)
 
-    # One reduction of a pair is one kernel less on GPUs, where reductions have two stages.
     sums = lax.platform_dependent(x, y, cuda=sum_together, default=sum_apart)
     return tuple(sum_channels(total, num_channels) for total in sums)
+
+
+def _count_parts(x: Array) -> int:
+    """How many equal parts to sum [..., C] in: enough to keep a GPU busy, few enough to unroll."""
+    pixels, channels = x.size // x.shape[-1], x.shape[-1]
+    least = -(-_GPU_SUMS // channels)
+    if pixels <= _GPU_LONG_SUM or least > _GPU_MAX_PARTS:
+        return 1
+    return next((n for n in range(least, _GPU_MAX_PARTS + 1) if pixels % n == 0), 1)
 
 
 def _average(

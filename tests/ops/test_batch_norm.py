@@ -18,10 +18,10 @@ def _definition(x, scale, bias, use_relu):
     return jax.nn.relu(y) if use_relu else y
 
 
-def _inputs(dtype=np.float64):
+def _inputs(dtype=np.float64, shape=(2, 5, 7, 4)):
     rng = np.random.default_rng(0)
-    x = 3 + 2 * rng.standard_normal((2, 5, 7, 4))
-    scale, bias, shift = rng.standard_normal((3, 4))
+    x = 3 + 2 * rng.standard_normal(shape)
+    scale, bias, shift = rng.standard_normal((3, shape[-1]))
     return x.astype(dtype), scale, bias, shift, rng.standard_normal(x.shape).astype(dtype)
 
 
@@ -43,6 +43,27 @@ def test_value_and_gradients_equal_the_definitions(use_relu, platform, monkeypat
         pairs = zip((y, *vjp(dy)), (expected_y, *expected_vjp(dy)), strict=True)
         for actual, expected in pairs:
             np.testing.assert_allclose(actual, expected, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("shape", "num_parts"),
+    [
+        ((2, 48, 48, 128), 72),
+        ((2, 48, 48, 256), 36),
+        ((3, 37, 37, 128), 1),  # 4107 pixels divide by no number of parts that is large enough
+        ((2, 48, 48, 64), 1),  # needs too many
+        ((2, 32, 64, 256), 1),  # short enough for one kernel
+    ],
+)
+def test_long_sums_of_gpus_are_taken_in_parts(shape, num_parts, monkeypatch):
+    monkeypatch.setattr(lax, "platform_dependent", lambda *arrays, cuda, default: cuda(*arrays))
+    x, scale, bias, shift, _ = _inputs(np.float32, shape)
+    forward = functools.partial(batch_norm, epsilon=EPSILON)
+    jaxpr = str(jax.make_jaxpr(forward)(x, scale, bias, shift))
+    assert f"f32[{num_parts},{x.size // shape[-1] // num_parts},{shape[-1]}]" in jaxpr
+    _, mean, var = jax.jit(forward)(x, scale, bias, shift)
+    np.testing.assert_allclose(mean, x.mean((0, 1, 2), dtype=np.float64), rtol=1e-5)
+    np.testing.assert_allclose(var, x.var((0, 1, 2), dtype=np.float64, ddof=1), rtol=1e-4)
 
 
 def test_a_mean_far_from_zero_costs_no_precision_once_the_shift_is_near_it():
