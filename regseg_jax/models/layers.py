@@ -17,12 +17,8 @@ from regseg_jax.ops.batch_norm import batch_norm
 from regseg_jax.ops.conv import grouped_conv
 from regseg_jax.ops.height_shards import use_height_shards
 from regseg_jax.ops.pooled_conv import pooled_conv
-from regseg_jax.ops.space_to_depth import (
-    depth_to_space,
-    repeat_channels,
-    space_to_depth,
-    sum_channels,
-)
+from regseg_jax.ops.scaled_conv import scaled_conv
+from regseg_jax.ops.space_to_depth import space_to_depth, sum_channels
 
 kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
@@ -56,7 +52,7 @@ class Conv(nn.Module):
     def __call__(self, x: Array, input_scale: Array | None = None) -> Array:
         """Applies the convolution to [B, H, W, C], times input_scale [B, 1, 1, C] if given.
 
-        Only convolutions of one group take an input_scale.
+        Only 1x1 convolutions of one group and stride 1 take an input_scale.
         """
         group_width = self.group_width or x.shape[-1]
         shape = (self.kernel_size, self.kernel_size, group_width, self.features)
@@ -64,11 +60,8 @@ class Conv(nn.Module):
         groups = x.shape[-1] // group_width
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         if input_scale is not None:
-            if x.shape[0] == 1:  # the kernel is smaller than the map
-                kernel *= input_scale.reshape(-1, 1)
-            else:
-                x = scale_channels(x, input_scale)
-        if self.use_pool:
+            y = scaled_conv(x, kernel, input_scale)
+        elif self.use_pool:
             y = pooled_conv(x, kernel)
         else:
             y = grouped_conv(
@@ -204,12 +197,6 @@ def _relu_forward(x: Array) -> tuple[Array, Array]:
 
 
 relu.defvjp(_relu_forward, lambda y, dy: (jnp.where(gpu_barrier(y) > 0, dy, 0),))
-
-
-def scale_channels(x: Array, scale: Array) -> Array:
-    """[B, H, W, C] times [B, 1, 1, C]."""
-    blocks = space_to_depth(x)
-    return depth_to_space(blocks * repeat_channels(scale, blocks), x.shape[3])
 
 
 def global_mean(x: Array) -> Array:

@@ -1,13 +1,11 @@
 """The 1x1 convolution of 2x2 averages, as in the shortcut of a strided D block."""
 
-from collections.abc import Callable
-
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 from regseg_jax.ops.conv import grouped_conv
 from regseg_jax.ops.height_shards import use_height_shards
+from regseg_jax.ops.platforms import choose_by_platform
 from regseg_jax.ops.resize import average_pool_2x2
 from regseg_jax.ops.space_to_depth import get_block_size
 from regseg_jax.ops.space_to_depth_conv import space_to_depth_conv
@@ -35,27 +33,6 @@ def pooled_conv(x: Array, kernel: Array) -> Array:
     return y
 
 
-@jax.custom_vjp
-def _pooled_conv(x: Array, kernel: Array) -> Array:
-    return lax.platform_dependent(x, kernel, tpu=_convolve_windows, default=_pool_and_convolve)
-
-
-def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _pooled_conv(x, kernel), (x, kernel)
-
-
-# As in `ops.conv`: each pass chooses the platform, so that no lowering keeps what another needs.
-def _backward(inputs: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
-    def gradients_of(lowering: Callable[[Array, Array], Array]) -> Callable:
-        return lambda x, kernel, dy: jax.vjp(lowering, x, kernel)[1](dy)
-
-    tpu, default = gradients_of(_convolve_windows), gradients_of(_pool_and_convolve)
-    return lax.platform_dependent(*inputs, dy, tpu=tpu, default=default)
-
-
-_pooled_conv.defvjp(_forward, _backward)
-
-
 def _pool_and_convolve(x: Array, kernel: Array) -> Array:
     return grouped_conv(average_pool_2x2(x), kernel)
 
@@ -76,3 +53,6 @@ def _convolve_windows(x: Array, kernel: Array) -> Array:
 def _tile_windows(kernel: Array) -> Array:
     """The 2x2 kernel that averages and convolves."""
     return jnp.tile(kernel / 4, (2, 2, 1, 1))
+
+
+_pooled_conv = choose_by_platform(tpu=_convolve_windows, default=_pool_and_convolve)
