@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from regseg_jax.export import torch_benchmark as tb
-from regseg_jax.export import torch_forms
+from regseg_jax.export import torch_forms, torch_timing
 from regseg_jax.export.torch_model import DECODERS, RegSeg
 from regseg_jax.models.variants import Backbone, Block
 
@@ -136,9 +136,12 @@ def test_every_form_computes_the_same(model, images, form):
     reference = torch_forms.create_inference(model, torch_forms.Form(), "float32", images)()
     assert reference.shape == (1, 5, 40, 56)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    for precision, tolerance in (("float32", 1e-5), ("bfloat16", tb.TOLERANCES["bfloat16"])):
+    for precision, tolerance in (
+        ("float32", 1e-5),
+        ("bfloat16", torch_timing.TOLERANCES["bfloat16"]),
+    ):
         logits = torch_forms.create_inference(model, form, precision, images)()
-        agreement = tb.compare_logits(logits, reference)
+        agreement = torch_timing.compare_logits(logits, reference)
         assert agreement.relative_difference <= tolerance
         if precision == "bfloat16":
             assert logits.dtype == torch.bfloat16
@@ -161,7 +164,7 @@ def test_a_wrong_form_is_not_timed(model, monkeypatch):
 
     tb_fuse = torch_forms.fuse_batch_norm
     monkeypatch.setattr(torch_forms, "fuse_batch_norm", fuse_wrongly)
-    rows = tb.benchmark_size(model, (32, 48), ["float32"], 0, 2, skip_compile=True)
+    rows = torch_timing.benchmark_size(model, (32, 48), ["float32"], 0, 2, skip_compile=True)
     errors = {row["form"]: row.get("error", "") for row in rows}
     assert not errors["plain"]
     assert "differs from float32" in errors["fused"]
@@ -172,8 +175,8 @@ def test_a_wrong_form_is_not_timed(model, monkeypatch):
 
 def test_agreement():
     reference = torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]]])  # [1, 2, 1, 2]
-    assert tb.compare_logits(reference.half(), reference) == (0, 0, 0)
-    agreement = tb.compare_logits(reference[:, :, :, [0, 0]], reference)
+    assert torch_timing.compare_logits(reference.half(), reference) == (0, 0, 0)
+    agreement = torch_timing.compare_logits(reference[:, :, :, [0, 0]], reference)
     assert agreement.max_difference == 1
     assert agreement.differing_pixels == 0.5
     assert agreement.relative_difference == pytest.approx((0.5 / (1 / 3)) ** 0.5)
@@ -181,9 +184,11 @@ def test_agreement():
 
 def test_measure_leaves_the_warm_up_out(monkeypatch):
     clock = iter(range(100))
-    monkeypatch.setattr(tb.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(torch_timing.time, "perf_counter", lambda: next(clock))
     runs = []
-    seconds = tb.measure(lambda: runs.append(1), torch.device("cpu"), num_warmup=2, num_runs=3)
+    seconds = torch_timing.measure(
+        lambda: runs.append(1), torch.device("cpu"), num_warmup=2, num_runs=3
+    )
     assert (seconds, len(runs)) == ([1, 1, 1], 5)
 
 
