@@ -1,6 +1,7 @@
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
+from unittest import mock
 
 import flax.linen as nn
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from flax.training.dynamic_scale import DynamicScale
 from golden import author
-from jax import Array
+from jax import Array, lax
 from jax.sharding import Mesh
 
 from regseg_jax.data.augment import AugmentConfig, augment, normalize
@@ -144,13 +145,13 @@ def test_a_step_changes_what_it_should(initial_state, on_one_device):
 
 
 @pytest.fixture(scope="module")
-def run_in_float64(model, initial_state, batch) -> Callable[[int, int], Any]:
+def run_in_float64(model, initial_state, batch) -> Callable[..., Any]:
     """Three steps on a number of devices, each with as many micro-batches, in float64.
 
-    In float32 three steps blow the rounding of another order of summation up to 1e-3, and an
-    error in the sums over devices would not show. Not augmented: every fourth image is the same,
-    so that up to four micro-batches have the same batch norm statistics. Their labels differ, and
-    so does the number of labelled pixels.
+    With for_gpus the operations are those that GPUs compute. In float32 three steps blow the
+    rounding of another order of summation up to 1e-3, and an error in the sums over devices would
+    not show. Not augmented: every fourth image is the same, so that up to four micro-batches have
+    the same batch norm statistics. Their labels differ, and so does the number of labelled pixels.
     """
     images = batch["image"][:2].repeat(4, axis=0)
     labels = batch["label"].copy()
@@ -162,10 +163,14 @@ def run_in_float64(model, initial_state, batch) -> Callable[[int, int], Any]:
     def widen(leaf: np.ndarray) -> np.ndarray:
         return leaf.astype(np.float64) if leaf.dtype == np.float32 else leaf
 
+    def choose_gpus(*arrays: Array, default: Callable, **lowerings: Callable) -> Any:
+        return lowerings.get("cuda", default)(*arrays)
+
     @functools.cache
-    def run(num_devices: int, accumulation_steps: int) -> Any:
+    def run(num_devices: int, accumulation_steps: int, *, for_gpus: bool = False) -> Any:
         mesh = _mesh(num_devices)
-        with jax.enable_x64(True):
+        choose = choose_gpus if for_gpus else lax.platform_dependent
+        with jax.enable_x64(True), mock.patch.object(lax, "platform_dependent", choose):
             step = _compile_step(
                 model.clone(dtype=jnp.float64),
                 mesh,
@@ -178,6 +183,23 @@ def run_in_float64(model, initial_state, batch) -> Callable[[int, int], Any]:
     return run
 
 
+def _check_same_steps(
+    results: Any, expected: Any, fields: Sequence[str] = ("params", "opt_state", "batch_stats")
+) -> None:
+    (state, history), (expected_state, expected_history) = results, expected
+    for key in ("loss", "grad_norm"):
+        values = [metrics[key] for metrics in history]
+        np.testing.assert_allclose(values, [m[key] for m in expected_history], rtol=1e-10)
+    for name in fields:
+        values, expected = _flat(getattr(state, name)), _flat(getattr(expected_state, name))
+        assert values.dtype == np.float64
+        np.testing.assert_allclose(values, expected, rtol=1e-8, atol=1e-10)
+
+
+def test_same_steps_by_the_operations_of_gpus(run_in_float64):
+    _check_same_steps(run_in_float64(1, 1, for_gpus=True), run_in_float64(1, 1))
+
+
 @pytest.mark.parametrize(
     ("num_devices", "accumulation_steps"),
     [(2, 1), (4, 1), pytest.param(1, 4, marks=pytest.mark.slow), (2, 2)],
@@ -185,18 +207,10 @@ def run_in_float64(model, initial_state, batch) -> Callable[[int, int], Any]:
 def test_same_steps_on_any_number_of_devices_and_in_micro_batches(
     run_in_float64, num_devices, accumulation_steps
 ):
-    expected_state, expected_history = run_in_float64(1, 1)
     state, history = run_in_float64(num_devices, accumulation_steps)
-    for key in ("loss", "grad_norm"):
-        values = [metrics[key] for metrics in history]
-        expected = [metrics[key] for metrics in expected_history]
-        np.testing.assert_allclose(values, expected, rtol=1e-10)
     # The running variance is the unbiased one, of fewer pixels in a micro-batch.
     fields = ("params", "opt_state", *(("batch_stats",) if accumulation_steps == 1 else ()))
-    for name in fields:
-        values, expected = _flat(getattr(state, name)), _flat(getattr(expected_state, name))
-        assert values.dtype == np.float64
-        np.testing.assert_allclose(values, expected, rtol=1e-8, atol=1e-10)
+    _check_same_steps((state, history), run_in_float64(1, 1), fields)
     leaves = jax.tree.leaves(state.params)
     assert all(len(leaf.sharding.device_set) == num_devices for leaf in leaves)
     assert all(leaf.sharding.is_fully_replicated for leaf in leaves)
