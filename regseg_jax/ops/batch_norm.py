@@ -149,6 +149,8 @@ def _average(
 ) -> tuple[Array, ...]:
     """Each device's sums over the pixels of all."""
     axes = (*([axis_name] if axis_name else []), *shards.axes)
+    if any(lax.axis_size(axis) > 1 for axis in axes):
+        sums = jnp.stack(sums)  # GPUs would copy two arrays into one to send, and back
     sums = lax.psum(sums, axes) if axes else sums
     return tuple(total / (count * shards.copies) for total in sums)
 
