@@ -19,8 +19,8 @@ from regseg_jax.ops.space_to_depth import (
     sum_channels,
 )
 
-# XLA sums up to so many pixels by one kernel, and has a block of threads for 32 channels of a part:
-# so many sums are two blocks for each multiprocessor of an H100.
+# XLA sums up to so many pixels in one kernel. A longer sum has a block of threads for each 32
+# channels of a part: parts times channels should give an H100's multiprocessors two blocks each.
 _GPU_LONG_SUM = 4096
 _GPU_SUMS = 2 * 132 * 32
 _GPU_MAX_PARTS = 96
