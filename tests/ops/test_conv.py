@@ -1,9 +1,12 @@
+import importlib.util
+
 import jax
 import numpy as np
 import pytest
 from jax import lax
 from jax import numpy as jnp
 
+from regseg_jax.benchmark.targets import create_target
 from regseg_jax.ops.conv import grouped_conv
 from regseg_jax.ops.conv_forms import FORMS, Geometry
 from regseg_jax.ops.lowerings import (
@@ -164,6 +167,22 @@ def test_gpus_compute_the_gradient_of_a_dilated_kernel_without_dilation():
     strides = "stride = [4, 4]"
     assert strides in _export(_gradient(case, "conv"), case, "cuda")
     assert strides not in _export(_gradient(case), case, "cuda")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("jax_cuda12_plugin") is None, reason="needs the extra aot-gpu"
+)
+@pytest.mark.parametrize(("lowering", "recognised"), [(None, True), ("conv", False)])
+def test_the_compiler_of_gpus_recognises_the_gradient_of_a_dilated_kernel(lowering, recognised):
+    """Where it recognises "conv" too, `space_to_batch` need no longer be the default."""
+    case = ((48, 48), 128, 128, 3, 1, 14, 8)
+    sharding = jax.sharding.SingleDeviceSharding(create_target("h100").devices[0])
+    inputs = jax.eval_shape(lambda: _inputs(case, jnp.bfloat16))
+    inputs = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for x in inputs]
+    traced = jax.jit(_gradient(case, lowering)).trace(*inputs)
+    text = traced.lower(lowering_platforms=("cuda",)).compile().as_text()
+    assert ("__cudnn$convBackwardFilter" in text) == recognised
 
 
 def test_gpus_compute_single_pixels_without_the_library():
