@@ -132,6 +132,7 @@ def create_train_step(
         parts = split_batch((images, labels), accumulation_steps, contiguous=batch_norm_per_device)
 
         def apply(flat_params: Array, images: Array) -> tuple[Array, Any]:
+            # Times 1, for GPUs to cast all weights of a size in one kernel, and their gradients.
             params = optax.tree.scale(gpu_common(jnp.float32(1)), unravel(flat_params))
             logits, mutated = model.apply(
                 {"params": params, "batch_stats": batch_stats},
