@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+from collections.abc import Iterator
 
 # Before JAX starts: 8 devices on the CPU, so that sharding is tested anywhere.
 os.environ["XLA_FLAGS"] = (
@@ -18,6 +19,7 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 import jax
 import pytest
 from absl import flags
+from jax.experimental.compilation_cache import compilation_cache
 
 from regseg_jax.models import variants
 from regseg_jax.models.regseg import RegSeg
@@ -106,3 +108,13 @@ def small_variant() -> variants.Variant:
 def small_model(small_variant: variants.Variant) -> RegSeg:
     """`small_variant` with 11 classes in float32."""
     return RegSeg(small_variant, num_classes=11)
+
+
+@pytest.fixture
+def without_compilation_cache() -> Iterator[None]:
+    """Programs for devices that are not here can be written to the cache, but not read from it."""
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
+    yield
+    jax.config.update("jax_enable_compilation_cache", True)
+    compilation_cache.reset_cache()

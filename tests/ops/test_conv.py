@@ -173,6 +173,7 @@ def test_gpus_compute_the_gradient_of_a_dilated_kernel_without_dilation():
 @pytest.mark.skipif(
     importlib.util.find_spec("jax_cuda12_plugin") is None, reason="needs the extra aot-gpu"
 )
+@pytest.mark.usefixtures("without_compilation_cache")
 @pytest.mark.parametrize(("lowering", "recognised"), [(None, True), ("conv", False)])
 def test_the_compiler_of_gpus_recognises_the_gradient_of_a_dilated_kernel(lowering, recognised):
     """Where it recognises "conv" too, `space_to_batch` need no longer be the default."""

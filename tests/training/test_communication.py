@@ -134,6 +134,7 @@ def test_a_step_sends_two_sums_a_batch_norm_and_the_gradients(model, mesh):
 @pytest.mark.skipif(
     importlib.util.find_spec("jax_cuda12_plugin") is None, reason="needs the extra aot-gpu"
 )
+@pytest.mark.usefixtures("without_compilation_cache")
 def test_eight_gpus_send_no_more(model):
     mesh = arrange_mesh(create_target("h100:8").devices)
     counts = _count_of_train_step(model, mesh, platform="cuda")
