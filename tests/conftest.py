@@ -113,8 +113,9 @@ def small_model(small_variant: variants.Variant) -> RegSeg:
 @pytest.fixture
 def without_compilation_cache() -> Iterator[None]:
     """Programs for devices that are not here can be written to the cache, but not read from it."""
+    enabled = jax.config.jax_enable_compilation_cache
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()
     yield
-    jax.config.update("jax_enable_compilation_cache", True)
+    jax.config.update("jax_enable_compilation_cache", enabled)
     compilation_cache.reset_cache()

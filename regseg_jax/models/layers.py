@@ -60,6 +60,8 @@ class Conv(nn.Module):
         groups = x.shape[-1] // group_width
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         if input_scale is not None:
+            if self.stride != 1 or self.use_pool:
+                raise ValueError(f"input_scale needs stride 1, not {self.stride}, and no pool")
             y = scaled_conv(x, kernel, input_scale)
         elif self.use_pool:
             y = pooled_conv(x, kernel)

@@ -36,7 +36,12 @@ def scaled_conv(x: Array, kernel: Array, scale: Array) -> Array:
 
     Returns:
       Feature maps [B, H, W, O] of x's dtype.
+
+    Raises:
+      ValueError: if the kernel is not of this shape.
     """
+    if kernel.ndim != 4 or kernel.shape[:3] != (1, 1, x.shape[3]):
+        raise ValueError(f"kernel has shape {kernel.shape}; expected [1, 1, {x.shape[3]}, ...]")
     if x.shape[0] == 1:
         return grouped_conv(x, kernel * scale.reshape(-1, 1))
     return _scaled_conv(x, kernel, scale)

@@ -191,9 +191,11 @@ def _check_same_steps(
         values = [metrics[key] for metrics in history]
         np.testing.assert_allclose(values, [m[key] for m in expected_history], rtol=1e-10)
     for name in fields:
-        values, expected = _flat(getattr(state, name)), _flat(getattr(expected_state, name))
+        values = _flat(getattr(state, name))
         assert values.dtype == np.float64
-        np.testing.assert_allclose(values, expected, rtol=1e-8, atol=1e-10)
+        np.testing.assert_allclose(
+            values, _flat(getattr(expected_state, name)), rtol=1e-8, atol=1e-10
+        )
 
 
 def test_same_steps_by_the_operations_of_gpus(run_in_float64):
