@@ -87,7 +87,8 @@ def _backward(epsilon, use_relu, axis_name, shards, residuals, cotangents):
     x, scale, bias, mean, inverse_std = residuals
     dy = _widen(cotangents[0])
     if use_relu:
-        dy = jnp.where(_affine(x, scale * inverse_std, bias, mean) > 0, dy, 0)
+        # A factor of the result's own dtype: a mask is smaller, so XLA for GPUs would store it.
+        dy *= jnp.sign(jnp.maximum(_affine(x, scale * inverse_std, bias, mean), 0))
     normalised = (_widen(x) - repeat_channels(mean, x)) * repeat_channels(inverse_std, x)
     dbias, dscale = sums = _sum_pixels(dy, dy * normalised, len(scale))
     count = _count_pixels(x, len(scale), axis_name, shards)

@@ -181,14 +181,17 @@ def _choose_for_gpu(shape: tuple, kernel_size: int, geometry: Geometry) -> PassL
 
     Their transposed 1x1 kernels are copies, a product needs none. A single pixel's sums join the
     kernels around. XLA does not recognise the gradient of a dilated kernel as one, and would
-    convolve one map with another, which is slow.
+    convolve one map with another, which is slow. Nor does it that of a grouped convolution's input:
+    with a stride it would store zeros between pixels, and convolve these.
     """
     if kernel_size == 1 and geometry.groups == 1:
         if shape[1] == 1 and shape[2] == 1:
             return PassLowerings("sum_last", "sum_first", "sum_first")
         return PassLowerings("conv", "product" if geometry.stride == 1 else "conv", "conv")
-    is_dilated = kernel_size > 1 and geometry.rate > 1
-    return PassLowerings("conv", "conv", "space_to_batch" if is_dilated else "conv")
+    if kernel_size > 1 and geometry.rate > 1:
+        return PassLowerings("conv", "conv", "space_to_batch")
+    is_strided = kernel_size > 1 and geometry.stride > 1 and geometry.groups > 1
+    return PassLowerings("conv", "space_to_depth" if is_strided else "conv", "conv")
 
 
 _DEFAULTS = {"cpu": _choose_for_cpu, "tpu": _choose_for_tpu, "default": _choose_for_gpu}

@@ -9,6 +9,7 @@
 - `dense`: groups side by side as one block-diagonal dense convolution, in chunks of at most 128
   channels; `dense_rows`: the same with `rows` for each chunk;
 - `merged_64`, `merged_128`: neighbouring groups merged up to this many channels, still grouped;
+- `space_to_depth`: a convolution with a stride as one without, of blocks whose pixels are channels;
 - `space_to_batch`: a dilated convolution as an ordinary one of the pixels of each remainder.
 """
 
@@ -128,6 +129,37 @@ def _space_to_batch_conv(x: Array, kernel: Array, geometry: Geometry) -> Array:
     return y[:, :out_height:stride, :out_width:stride]
 
 
+def _space_to_depth_conv(x: Array, kernel: Array, geometry: Geometry) -> Array:
+    """Convolves blocks of stride * stride pixels.
+
+    The kernel, with zeros before its first taps, has whole blocks too. The gradient by x then
+    convolves no zeros between the pixels of the output's.
+    """
+    stride, groups = geometry.stride, geometry.groups
+    (batch, height, width, _), size = x.shape, kernel.shape[0]
+    extra = -size % stride
+    num_taps = (size + extra) // stride
+    out_height = -(-(height + 2 * geometry.pad_height - size + 1) // stride)
+    rows, columns = out_height + num_taps - 1, -(-width // stride) + num_taps - 1
+
+    x = shift(x, 1, -geometry.pad_height - extra, rows * stride)
+    x = shift(x, 2, -(size - 1) // 2 - extra, columns * stride)
+    blocks = x.reshape(batch, rows, stride, columns, stride, groups, -1)
+    blocks = blocks.transpose(0, 1, 3, 5, 2, 4, 6).reshape(batch, rows, columns, -1)
+
+    kernel = jnp.pad(kernel, ((extra, 0), (extra, 0), (0, 0), (0, 0)))
+    taps = kernel.reshape(num_taps, stride, num_taps, stride, -1, kernel.shape[3])
+    taps = taps.transpose(0, 2, 1, 3, 4, 5).reshape(num_taps, num_taps, -1, kernel.shape[3])
+    return lax.conv_general_dilated(
+        blocks,
+        taps,
+        window_strides=(1, 1),
+        padding="VALID",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+
+
 def _rows_conv(x: Array, kernel: Array, geometry: Geometry) -> Array:
     """Convolves by a matrix product a group, its gradients being matrix products too.
 
@@ -192,5 +224,6 @@ FORMS = {
     "dense_rows": functools.partial(_dense_conv, conv=_rows_conv),
     "merged_64": functools.partial(_merged_conv, max_channels=64),
     "merged_128": functools.partial(_merged_conv, max_channels=128),
+    "space_to_depth": _space_to_depth_conv,
     "space_to_batch": _space_to_batch_conv,
 }

@@ -24,7 +24,7 @@ import jax
 _GENERAL = ("conv", "rows")
 _GROUPED = ("split", "dense", "dense_rows", "merged_64", "merged_128")
 _SUMS = ("sum_last", "sum_first")
-LOWERINGS = (*_GENERAL, "product", *_SUMS, *_GROUPED, "space_to_batch")
+LOWERINGS = (*_GENERAL, "product", *_SUMS, *_GROUPED, "space_to_depth", "space_to_batch")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,6 @@ class ConvGeometry:
 
 def applicable_lowerings(geometry: ConvGeometry) -> tuple[str, ...]:
     """The lowerings that such a convolution has, in the order of `LOWERINGS`."""
-    is_dilated = geometry.kernel_size > 1 and geometry.dilation_rate > 1
     if geometry.groups > 1:
         legal = {*_GENERAL, *_GROUPED}
     elif geometry.kernel_size > 1:
@@ -62,8 +61,10 @@ def applicable_lowerings(geometry: ConvGeometry) -> tuple[str, ...]:
     else:
         is_pixel = geometry.height == geometry.width == 1
         legal = {"conv", "product", *(_SUMS if is_pixel else ())}
-    if is_dilated:
+    if geometry.kernel_size > 1 and geometry.dilation_rate > 1:
         legal.add("space_to_batch")
+    elif geometry.kernel_size > 1 and geometry.stride > 1:
+        legal.add("space_to_depth")
     return tuple(name for name in LOWERINGS if name in legal)
 
 

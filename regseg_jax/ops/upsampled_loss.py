@@ -45,8 +45,7 @@ def upsampled_pixel_losses(logits: Array, labels: Array, ignore_label: int = 255
     size = labels.shape[1:3]
     if not _divides(logits, size):
         logits = upsample_bilinear(_widen(logits), size)
-        largest = lax.stop_gradient(logits.max(-1))
-        return _compute_losses(logits, labels, ignore_label, -1, largest)[0]
+        return _compute_losses(*_sum_classes(logits, labels, -1), labels, ignore_label)
     return _pixel_losses(use_height_shards.value.repeat_edges(logits), labels, ignore_label)
 
 
@@ -96,17 +95,12 @@ def _pixel_losses(logits: Array, labels: Array, ignore_label: int) -> Array:
 
 def _forward(logits: Array, labels: Array, ignore_label: int) -> tuple[Array, tuple]:
     planes = _multiply_columns(logits, labels.shape[2])
-    # XLA would store strips that two reductions read: the largest logits get strips of their own.
-    same_planes = gpu_barrier(planes)
-    rows, same_rows = _neighbours(planes, 2), _neighbours(same_planes, 2)
-    phases = _phases(logits.shape[1] - 2, labels.shape[1])
-    parts = [
-        _compute_losses(_mix(rows, weights), part, ignore_label, 1, _mix(same_rows, weights).max(1))
-        for weights, part in zip(phases, _deinterleave(labels, len(phases)), strict=True)
-    ]
-    losses, normalizers = map(_interleave, zip(*parts, strict=True))
-    losses = jnp.maximum(losses, 0)  # two programs for equal strips may round differently
-    return losses, (logits, same_planes, labels, normalizers)
+    rows, phases = _neighbours(planes, 2), _phases(logits.shape[1] - 2, labels.shape[1])
+    strips, parts = [_mix(rows, weights) for weights in phases], _deinterleave(labels, len(phases))
+    sums = lax.platform_dependent(strips, parts, cuda=_sum_at_once, default=_sum_by_strips)
+    normalizers, label_logits = map(_interleave, zip(*sums, strict=True))
+    losses = _compute_losses(normalizers, label_logits, labels, ignore_label)
+    return losses, (logits, planes, labels, normalizers)
 
 
 def _backward(ignore_label: int, residuals: tuple, dlosses: Array) -> tuple[Array, None]:
@@ -122,6 +116,9 @@ def _backward(ignore_label: int, residuals: tuple, dlosses: Array) -> tuple[Arra
         dstrip = dloss[:, None] * (probabilities - _is_label(part, strip, 1))
         drows = tuple(d + w * dstrip if w else d for d, w in zip(drows, weights, strict=True))
 
+    # Rounded as the result will be, which halves this pass's largest arrays in half precision.
+    drows = tuple(d.astype(logits.dtype).astype(d.dtype) for d in drows)
+
     def upsample_columns(logits: Array) -> tuple[Array, ...]:
         return tuple(_multiply_columns(part, labels.shape[2]) for part in _neighbours(logits, 1))
 
@@ -133,17 +130,44 @@ _pixel_losses.defvjp(_forward, _backward)
 
 
 def _compute_losses(
-    logits: Array, labels: Array, ignore_label: int, axis: int, largest: Array
-) -> tuple[Array, Array]:
-    """Each pixel's loss, and its normalizer, the log of the sum of exponentials over axis.
+    normalizers: Array, label_logits: Array, labels: Array, ignore_label: int
+) -> Array:
+    losses = jnp.maximum(normalizers - label_logits, 0)  # rounding may have made it negative
+    return jnp.where(labels == ignore_label, 0, losses)
 
-    `largest` is that of the logits over axis.
-    """
+
+def _sum_classes(logits: Array, labels: Array, axis: int) -> tuple[Array, Array]:
+    """Each pixel's normalizer, the log of the sum of exponentials, and its label's logit."""
     # A one-hot product instead of an indexed read: its gradient needs no scatter.
     label_logits = jnp.where(_is_label(labels, logits, axis), logits, 0).sum(axis)
-    exponentials = jnp.exp(logits - jnp.expand_dims(largest, axis))
-    normalizers = jnp.log(exponentials.sum(axis)) + largest
-    return jnp.where(labels == ignore_label, 0, normalizers - label_logits), normalizers
+    largest = lax.stop_gradient(logits.max(axis, keepdims=True))
+    exponentials = jnp.exp(logits - largest)
+    return jnp.log(exponentials.sum(axis)) + largest.squeeze(axis), label_logits
+
+
+def _sum_by_strips(strips: list[Array], labels: list[Array]) -> list[tuple[Array, Array]]:
+    return [_sum_classes(*pair, 1) for pair in zip(strips, labels, strict=True)]
+
+
+def _sum_at_once(strips: list[Array], labels: list[Array]) -> list[tuple[Array, Array]]:
+    """One reduction, so that GPUs read the planes once: exponentials are of the largest so far."""
+    dtype = strips[0].dtype
+    operands = [
+        (strip, jnp.ones_like(strip), jnp.where(_is_label(part, strip, 1), strip, 0))
+        for strip, part in zip(strips, labels, strict=True)
+    ]
+    initial = (jnp.finfo(dtype).min.astype(dtype), jnp.zeros((), dtype), jnp.zeros((), dtype))
+
+    def add(a: tuple[Array, ...], b: tuple[Array, ...]) -> tuple[Array, ...]:
+        largest = jnp.maximum(a[0], b[0])
+        total = a[1] * jnp.exp(a[0] - largest) + b[1] * jnp.exp(b[0] - largest)
+        return largest, total, a[2] + b[2]
+
+    def add_strips(a: list[tuple], b: list[tuple]) -> list[tuple]:
+        return [add(*pair) for pair in zip(a, b, strict=True)]
+
+    sums = lax.reduce(operands, [initial] * len(strips), add_strips, (1,))
+    return [(jnp.log(total) + largest, label_logits) for largest, total, label_logits in sums]
 
 
 def _is_label(labels: Array, logits: Array, axis: int) -> Array:

@@ -140,10 +140,15 @@ def _export(function, case, platform):
     return exported(*_inputs(case)).mlir_module()
 
 
-def _gradient(case, lowering=None):
-    """The gradient by the kernel, for a gradient of the output that depends on nothing."""
-    f = _function(case, lowering)
-    return lambda x, kernel: jax.vjp(lambda k: f(x, k), kernel)[1](jnp.ones_like(f(x, kernel)))
+def _gradient(case, lowering=None, *, by="kernel"):
+    """The gradient by one input, for a gradient of the output that depends on nothing."""
+    f, index = _function(case, lowering), ["x", "kernel"].index(by)
+
+    def gradient(*inputs):
+        y, vjp = jax.vjp(f, *inputs)
+        return vjp(jnp.ones_like(y))[index]
+
+    return gradient
 
 
 @pytest.mark.parametrize(
@@ -167,6 +172,14 @@ def test_gpus_compute_the_gradient_of_a_dilated_kernel_without_dilation():
     strides = "stride = [4, 4]"
     assert strides in _export(_gradient(case, "conv"), case, "cuda")
     assert strides not in _export(_gradient(case), case, "cuda")
+
+
+def test_gpus_compute_the_gradient_by_the_input_of_a_stride_without_zeros():
+    # XLA takes a grouped convolution with a dilated input for no gradient, and stores the zeros.
+    case = CASES["stride 2, even"]
+    zeros = "lhs_dilate = [2, 2]"
+    assert zeros in _export(_gradient(case, "conv", by="x"), case, "cuda")
+    assert zeros not in _export(_gradient(case, by="x"), case, "cuda")
 
 
 @pytest.mark.slow
@@ -222,12 +235,15 @@ def test_only_taps_that_reach_the_map_are_multiplied():
     assert products[0].outvars[0].aval.size == 2 * 3 * 20 * 8
 
 
-@pytest.mark.parametrize("rate", [2, 5])
-def test_space_to_batch_takes_rows_that_were_fetched(rate):
-    x, kernel = _inputs(((7, 6), 4, 4, 3, 1, rate, 2))
-    expected = FORMS["conv"](x, kernel, Geometry(1, rate, 2, pad_height=rate))
-    with_rows = jnp.pad(x, ((0, 0), (rate, rate), (0, 0), (0, 0)))
-    actual = FORMS["space_to_batch"](with_rows, kernel, Geometry(1, rate, 2, pad_height=0))
+@pytest.mark.parametrize(
+    ("name", "stride", "rate"),
+    [("space_to_batch", 1, 2), ("space_to_batch", 1, 5), ("space_to_depth", 2, 1)],
+)
+def test_forms_take_rows_that_were_fetched(name, stride, rate):
+    x, kernel = _inputs(((8, 6), 4, 4, 3, stride, rate, 2))
+    expected = FORMS["conv"](x, kernel, Geometry(stride, rate, 2, pad_height=rate))
+    with_rows = jnp.pad(x, ((0, 0), (rate, rate - stride + 1), (0, 0), (0, 0)))
+    actual = FORMS[name](with_rows, kernel, Geometry(stride, rate, 2, pad_height=0))
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
