@@ -14,6 +14,7 @@ from jax import Array
 
 from regseg_jax.data.classes import IGNORE_LABEL
 from regseg_jax.data.rand_augment import OPERATIONS, Box, rand_augment
+from regseg_jax.ops.resample import resample
 from regseg_jax.runtime.checks import check_fraction, check_integer, check_size
 
 # ImageNet's, of images in [0, 1].
@@ -99,12 +100,22 @@ def draw_placement(
     return Placement(size, start, flip)
 
 
+def find_max_shrink(image_size: tuple[int, int], config: AugmentConfig) -> float:
+    """What the sides of images of at most this size are divided by at most.
+
+    The longer side, rounded down to whole pixels, may shrink a little more than the shorter one.
+    """
+    return min(image_size) / max(config.min_shorter_side - 1, 0.5)
+
+
 def apply_placement(
     image: Array,
     label: Array,
     placement: Placement,
     crop_size: tuple[int, int],
     image_size: Array | None = None,
+    *,
+    max_shrink: float,
 ) -> tuple[Array, Array]:
     """Resizes, crops, pads and flips an image and its label.
 
@@ -115,30 +126,16 @@ def apply_placement(
       crop_size: height and width of the result.
       image_size: i32[2], the image's true height and width where padding follows below and to
         the right; None if there is none. No padding shows in the result.
+      max_shrink: what the image's size is at most divided by.
 
     Returns:
       The image f32[h, w, 3] in [0, 255], padded with the mean colour, and the label
       i32[h, w], padded with `IGNORE_LABEL`.
     """
     in_size = jnp.array(label.shape) if image_size is None else image_size
-    pixels = image.astype(jnp.float32)
-    if image_size is not None:
-        # With its own coverage as a fourth channel: what padding adds to a pixel is taken out by
-        # the division, as Pillow weighs only what is inside the image.
-        row, column = (jnp.arange(n) < side for n, side in zip(label.shape, in_size, strict=True))
-        covered = (row[:, None] & column)[..., None].astype(jnp.float32)
-        pixels = jnp.concatenate([pixels * covered, covered], axis=-1)
-    pixels = jax.image.scale_and_translate(
-        pixels,
-        (*crop_size, pixels.shape[-1]),
-        spatial_dims=(0, 1),
-        scale=placement.size / in_size,
-        translation=-placement.start.astype(jnp.float32),
-        method="bilinear",
-        antialias=True,
+    pixels = resample(
+        image, placement.size, placement.start, crop_size, image_size=in_size, max_shrink=max_shrink
     )
-    if image_size is not None:
-        pixels = pixels[..., :3] / jnp.maximum(pixels[..., 3:], 1e-6)
     rows, columns = (
         start + jnp.arange(length) for start, length in zip(placement.start, crop_size, strict=True)
     )
@@ -199,7 +196,10 @@ def augment(
         if config.rand_augment_num_ops:
             key, ops_key = jax.random.split(key)
         placement = draw_placement(key, true_size, config, centroid)
-        image, label = apply_placement(image, label, placement, config.crop_size, size)
+        max_shrink = find_max_shrink(label.shape, config)
+        image, label = apply_placement(
+            image, label, placement, config.crop_size, size, max_shrink=max_shrink
+        )
         if ops_key is None:
             return image, label
         return rand_augment(

@@ -55,13 +55,13 @@ def _with_pillow(image, label, size, start, flip, crop_size):
     return (canvas[:, ::-1], label_canvas[:, ::-1]) if flip else (canvas, label_canvas)
 
 
-_apply = jax.jit(augment.apply_placement, static_argnums=3)
+_apply = jax.jit(augment.apply_placement, static_argnums=3, static_argnames="max_shrink")
 
 
 def _assert_as_pillow(image, label, size, start, flip, crop_size) -> float:
     """Returns the fraction of equal labels."""
     placement = Placement(jnp.array(size), jnp.array(start), jnp.array(flip))
-    pixels, labels = _apply(image, label, placement, crop_size)
+    pixels, labels = _apply(image, label, placement, crop_size, max_shrink=4.1)
     assert pixels.shape == (*crop_size, 3)
     assert pixels.dtype == jnp.float32
     assert labels.shape == crop_size
@@ -125,21 +125,18 @@ def test_evaluation_leaves_the_images_size_alone():
     np.testing.assert_allclose(result, expected, atol=1e-5)
 
 
-PADDED_APPLY = jax.jit(augment.apply_placement, static_argnums=3)
-
-
 @pytest.mark.parametrize("case", PLACEMENTS)
 def test_padding_of_the_host_does_not_show(case):
     """An image in the corner of a larger array gives what it gives alone."""
     images, labels = _generated_examples()
     size, start = PLACEMENTS[case]
     placement = Placement(jnp.array(size), jnp.array(start), jnp.array(False))
-    alone, alone_label = _apply(images[0], labels[0], placement, CROP)
+    alone, alone_label = _apply(images[0], labels[0], placement, CROP, max_shrink=3)
     padded = np.full((71, 97, 3), 255, np.uint8)
     padded_label = np.full((71, 97), 3, np.uint8)
     padded[:60, :80], padded_label[:60, :80] = images[0], labels[0]
-    result, result_label = PADDED_APPLY(
-        padded, padded_label, placement, CROP, jnp.array(labels[0].shape)
+    result, result_label = _apply(
+        padded, padded_label, placement, CROP, jnp.array(labels[0].shape), max_shrink=3
     )
     np.testing.assert_allclose(result, alone, atol=0.01)
     np.testing.assert_array_equal(result_label, alone_label)
@@ -168,6 +165,15 @@ def test_scales_are_uniform_integers_with_both_ends_and_keep_the_aspect(image_si
     assert counts.min() > 320  # 400 each on average, standard deviation 19
     assert counts.max() < 480
     np.testing.assert_array_equal(placement.size[:, 1 - shorter_axis], shorter * 80 // 60)
+
+
+@pytest.mark.parametrize("image_size", [(60, 80), (60, 61), (60, 119), (7, 300), (300, 7)])
+@pytest.mark.parametrize("shorter", [1, 2, 7, 59, 60, 200])
+def test_no_side_shrinks_more_than_the_config_lets_it(image_size, shorter):
+    config = AugmentConfig(min_shorter_side=shorter, max_shorter_side=shorter)
+    size = augment.draw_placement(jax.random.key(0), image_size, config).size
+    shrink = np.array(image_size) / np.array(size)
+    assert shrink.max() <= augment.find_max_shrink(image_size, config)
 
 
 def test_padding_is_uniform_with_both_ends():

@@ -180,7 +180,7 @@ def test_the_box_is_where_the_image_lies(size, start, flip):
     placement = Placement(jnp.array(size), jnp.array(start), jnp.array(flip))
     zeros = np.zeros((60, 80), np.uint8)
     _, labels = augment.apply_placement(
-        np.zeros((60, 80, 3), np.uint8), zeros, placement, crop_size
+        np.zeros((60, 80, 3), np.uint8), zeros, placement, crop_size, max_shrink=3
     )
     inside = augment.find_box(placement, crop_size).contains(crop_size)
     np.testing.assert_array_equal(inside, labels != IGNORE_LABEL)
