@@ -83,10 +83,20 @@ def rand_augment(
     signs = jax.random.rademacher(sign_rng, (num_ops,), jnp.float32)
     fill = jnp.round(jnp.array(fill))
     crop = _Crop(jnp.round(image), label)
-    for op, sign in zip(ops, signs, strict=True):
-        crop = jax.lax.switch(op, list(OPERATIONS.values()), crop, box, sign * magnitude, fill)
+    equalize = list(OPERATIONS.values()).index(_equalize)
+    others = [_leave if op is _equalize else op for op in OPERATIONS.values()]
+    for index, (op, sign) in enumerate(zip(ops, signs, strict=True)):
+        crop = jax.lax.switch(op, others, crop, box, sign * magnitude, fill)
+        # Histograms take the longest: after the first of two operations is the place for either.
+        if index % 2 == 0:
+            is_drawn = (ops[index : index + 2] == equalize).any()
+            crop = jax.lax.cond(is_drawn, _equalize, _leave, crop, box, sign * magnitude, fill)
     inside = box.contains(label.shape)
     return jnp.where(inside[..., None], crop.image, image), jnp.where(inside, crop.label, label)
+
+
+def _leave(crop: _Crop, box: Box, level: Array, fill: Array) -> _Crop:
+    return crop
 
 
 def _auto_contrast(crop: _Crop, box: Box, level: Array, fill: Array) -> _Crop:

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.typing import DTypeLike
 
 from regseg_jax.ops.barrier import gpu_barrier
 from regseg_jax.ops.height_shards import use_height_shards
@@ -116,14 +117,9 @@ def _backward(ignore_label: int, residuals: tuple, dlosses: Array) -> tuple[Arra
         dstrip = dloss[:, None] * (probabilities - _is_label(part, strip, 1))
         drows = tuple(d + w * dstrip if w else d for d, w in zip(drows, weights, strict=True))
 
-    # Rounded as the result will be, which halves this pass's largest arrays in half precision.
-    drows = tuple(d.astype(logits.dtype).astype(d.dtype) for d in drows)
-
-    def upsample_columns(logits: Array) -> tuple[Array, ...]:
-        return tuple(_multiply_columns(part, labels.shape[2]) for part in _neighbours(logits, 1))
-
-    _, columns_vjp = jax.vjp(upsample_columns, logits)
-    return *columns_vjp(drows), None
+    products = tuple(_multiply_by_columns(d, logits.shape[2], logits.dtype) for d in drows)
+    _, neighbours_vjp = jax.vjp(lambda logits: _neighbours(logits, 1), logits)
+    return *neighbours_vjp(products), None
 
 
 _pixel_losses.defvjp(_forward, _backward)
@@ -177,17 +173,32 @@ def _is_label(labels: Array, logits: Array, axis: int) -> Array:
 
 def _multiply_columns(logits: Array, width: int) -> Array:
     """[B, h, w, K] -> planes [B, K, h, width], as a product: TPUs are slow at moving columns."""
-    matrix = interpolation_matrix(logits.shape[2], width, align_corners=False)
-    # Eighths and sixteenths are exact in half precision, and the sums are float32. The gradient's
-    # product may round what it sums, to no less than the precision of the logits.
-    exact = logits.dtype.itemsize == 2 and (matrix * 256 % 1 == 0).all()
-    planes = jnp.transpose(logits if exact else _widen(logits), (0, 3, 1, 2))
+    matrix = _create_matrix(logits.shape[2], width, logits.dtype)
+    planes = jnp.transpose(logits, (0, 3, 1, 2))
+    return _multiply("bkhw,vw->bkhv", planes, matrix)
+
+
+def _multiply_by_columns(planes: Array, width: int, dtype: DTypeLike) -> Array:
+    """The gradient of `_multiply_columns`: [B, K, h, W] -> [B, h, width, K] of this dtype."""
+    matrix = _create_matrix(width, planes.shape[3], dtype)
+    return jnp.transpose(_multiply("bkhv,vw->bkhw", planes, matrix), (0, 2, 3, 1)).astype(dtype)
+
+
+def _create_matrix(length: int, upsampled: int, dtype: DTypeLike) -> Array:
+    """Of half precision only if that is exact, as eighths and sixteenths are."""
+    matrix = interpolation_matrix(length, upsampled, align_corners=False)
+    exact = jnp.finfo(dtype).bits == 16 and (matrix * 256 % 1 == 0).all()
+    return jnp.asarray(matrix, dtype if exact else jnp.promote_types(dtype, jnp.float32))
+
+
+def _multiply(equation: str, planes: Array, matrix: Array) -> Array:
+    """The product in float32 at least, of planes rounded to the matrix's dtype."""
     return jnp.einsum(
-        "bkhw,vw->bkhv",
-        planes,
-        jnp.asarray(matrix, planes.dtype),
-        precision="default" if exact else "highest",
-        preferred_element_type=_widen(logits).dtype,
+        equation,
+        planes.astype(matrix.dtype),
+        matrix,
+        precision="default" if matrix.dtype.itemsize == 2 else "highest",
+        preferred_element_type=jnp.promote_types(matrix.dtype, jnp.float32),
     )
 
 

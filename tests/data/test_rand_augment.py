@@ -156,6 +156,29 @@ def test_two_distinct_operations_of_either_sign(drawn):
     assert not (repeated - distinct) & seen
 
 
+def test_operations_follow_each_other_as_drawn(drawn):
+    """Also equalization, which is computed at one place for two operations."""
+    image, label = drawn[0][:24, :32], drawn[1][:24, :32]
+    box = Box(jnp.zeros(2, int), jnp.array(label.shape))
+    keys = jax.random.split(jax.random.key(0), 40)
+    run = functools.partial(rand_augment.rand_augment, num_ops=3, magnitude=MAGNITUDE, fill=FILL)
+    run = jax.jit(jax.vmap(run, in_axes=(None, None, None, 0)))
+    images = np.asarray(run(image.astype(np.float32), label.astype(np.int32), box, keys)[0])
+    places_of_equalization = set()
+    for key, actual in zip(keys, images, strict=True):
+        op_rng, sign_rng = jax.random.split(key)
+        drawn_ops = np.asarray(jax.random.permutation(op_rng, len(OPERATIONS)))[:3]
+        names = [list(OPERATIONS)[op] for op in drawn_ops]
+        if "rotate" in names:  # may round single pixels otherwise
+            continue
+        result = image, label
+        for name, sign in zip(names, jax.random.rademacher(sign_rng, (3,)), strict=True):
+            result = _apply(name, *result, float(sign) * MAGNITUDE)
+        np.testing.assert_array_equal(actual, result[0])
+        places_of_equalization |= {names.index("equalize")} if "equalize" in names else set()
+    assert places_of_equalization == {0, 1, 2}
+
+
 def test_a_batch_is_a_pure_function_of_the_key_on_any_number_of_devices(drawn):
     images, labels = (np.repeat(x[None], 8, axis=0) for x in drawn)
     expected = AUGMENT(images, labels, jax.random.key(3))
