@@ -172,7 +172,8 @@ def test_data_knows_neither_models_nor_jax(name):
         _inside(module, "data", "runtime.files", "runtime.checks", "runtime.packages")
         for module in _project_imports(name)
     )
-    accelerated = {"jax"} if name in ("data.augment", "data.rand_augment") else set()
+    on_device = ("data.augment", "data.rand_augment", "data.resample")
+    accelerated = {"jax"} if name in on_device else set()
     assert _packages(name) & {"jax", "flax", "optax", "clu"} <= accelerated
 
 

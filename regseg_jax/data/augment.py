@@ -14,7 +14,7 @@ from jax import Array
 
 from regseg_jax.data.classes import IGNORE_LABEL
 from regseg_jax.data.rand_augment import OPERATIONS, Box, rand_augment
-from regseg_jax.ops.resample import resample
+from regseg_jax.data.resample import resample
 from regseg_jax.runtime.checks import check_fraction, check_integer, check_size
 
 # ImageNet's, of images in [0, 1].

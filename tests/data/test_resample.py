@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from regseg_jax.ops import resample as resample_module
-from regseg_jax.ops.resample import resample
+from regseg_jax.data import resample as resample_module
+from regseg_jax.data.resample import resample
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (30, 44, 3), np.uint8)
 
