@@ -101,9 +101,9 @@ def draw_placement(
 
 
 def find_max_shrink(image_size: tuple[int, int], config: AugmentConfig) -> float:
-    """What the sides of images of at most this size are divided by at most.
+    """The most that `draw_placement` shrinks a side of an image that fits in image_size.
 
-    The longer side, rounded down to whole pixels, may shrink a little more than the shorter one.
+    The longer side is rounded down, to a pixel at least: it may shrink more than the shorter one.
     """
     return min(image_size) / max(config.min_shorter_side - 1, 0.5)
 
@@ -126,7 +126,7 @@ def apply_placement(
       crop_size: height and width of the result.
       image_size: i32[2], the image's true height and width where padding follows below and to
         the right; None if there is none. No padding shows in the result.
-      max_shrink: what the image's size is at most divided by.
+      max_shrink: an upper bound of the image's size over the resized image's.
 
     Returns:
       The image f32[h, w, 3] in [0, 255], padded with the mean colour, and the label

@@ -87,7 +87,8 @@ def _backward(epsilon, use_relu, axis_name, shards, residuals, cotangents):
     x, scale, bias, mean, inverse_std = residuals
     dy = _widen(cotangents[0])
     if use_relu:
-        # A factor of the result's own dtype: a mask is smaller, so XLA for GPUs would store it.
+        # A factor of dy's dtype: XLA for GPUs would store a mask, which is smaller. An overflow is
+        # NaN then even where the result was negative.
         dy *= jnp.sign(jnp.maximum(_affine(x, scale * inverse_std, bias, mean), 0))
     normalised = (_widen(x) - repeat_channels(mean, x)) * repeat_channels(inverse_std, x)
     dbias, dscale = sums = _sum_pixels(dy, dy * normalised, len(scale))

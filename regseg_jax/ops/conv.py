@@ -181,8 +181,9 @@ def _choose_for_gpu(shape: tuple, kernel_size: int, geometry: Geometry) -> PassL
 
     Their transposed 1x1 kernels are copies, a product needs none. A single pixel's sums join the
     kernels around. XLA does not recognise the gradient of a dilated kernel as one, and would
-    convolve one map with another, which is slow. Nor does it that of a grouped convolution's input:
-    with a stride it would store zeros between pixels, and convolve these.
+    convolve one map with another, which is slow. Nor does it recognise the gradient by the input of
+    a grouped convolution: with a stride it would store zeros between the pixels and convolve them,
+    as it does where there is a dilation too.
     """
     if kernel_size == 1 and geometry.groups == 1:
         if shape[1] == 1 and shape[2] == 1:

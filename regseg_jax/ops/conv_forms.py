@@ -130,10 +130,10 @@ def _space_to_batch_conv(x: Array, kernel: Array, geometry: Geometry) -> Array:
 
 
 def _space_to_depth_conv(x: Array, kernel: Array, geometry: Geometry) -> Array:
-    """Convolves blocks of stride * stride pixels.
+    """Convolves blocks of stride * stride pixels; the dilation rate is 1.
 
-    The kernel, with zeros before its first taps, has whole blocks too. The gradient by x then
-    convolves no zeros between the pixels of the output's.
+    The kernel is padded with zeros before its first taps to a whole number of blocks. So the
+    gradient by x does not convolve zeros between the pixels of the output's gradient.
     """
     stride, groups = geometry.stride, geometry.groups
     (batch, height, width, _), size = x.shape, kernel.shape[0]

@@ -33,7 +33,8 @@ from regseg_jax.ops.resize import interpolation_matrix, upsample_bilinear
 def upsampled_pixel_losses(logits: Array, labels: Array, ignore_label: int = 255) -> Array:
     """Cross-entropy of each pixel; equal up to rounding to `upsample_bilinear`, then the loss.
 
-    Differentiable once, in reverse mode.
+    Differentiable once, in reverse mode. In half precision the gradient of each pixel is rounded to
+    the logits' dtype before the pixels are summed: float16 needs the losses scaled.
 
     Args:
       logits: [B, h, w, num_classes] of any float dtype, finite; computed on in float32 at least.
@@ -96,8 +97,10 @@ def _pixel_losses(logits: Array, labels: Array, ignore_label: int) -> Array:
 
 def _forward(logits: Array, labels: Array, ignore_label: int) -> tuple[Array, tuple]:
     planes = _multiply_columns(logits, labels.shape[2])
-    rows, phases = _neighbours(planes, 2), _phases(logits.shape[1] - 2, labels.shape[1])
-    strips, parts = [_mix(rows, weights) for weights in phases], _deinterleave(labels, len(phases))
+    rows = _neighbours(planes, 2)
+    phases = _phases(logits.shape[1] - 2, labels.shape[1])
+    strips = [_mix(rows, weights) for weights in phases]
+    parts = _deinterleave(labels, len(phases))
     sums = lax.platform_dependent(strips, parts, cuda=_sum_at_once, default=_sum_by_strips)
     normalizers, label_logits = map(_interleave, zip(*sums, strict=True))
     losses = _compute_losses(normalizers, label_logits, labels, ignore_label)
@@ -128,7 +131,8 @@ _pixel_losses.defvjp(_forward, _backward)
 def _compute_losses(
     normalizers: Array, label_logits: Array, labels: Array, ignore_label: int
 ) -> Array:
-    losses = jnp.maximum(normalizers - label_logits, 0)  # rounding may have made it negative
+    losses = normalizers - label_logits
+    losses -= lax.stop_gradient(jnp.minimum(losses, 0))  # rounding may have made it negative
     return jnp.where(labels == ignore_label, 0, losses)
 
 
@@ -146,7 +150,10 @@ def _sum_by_strips(strips: list[Array], labels: list[Array]) -> list[tuple[Array
 
 
 def _sum_at_once(strips: list[Array], labels: list[Array]) -> list[tuple[Array, Array]]:
-    """One reduction, so that GPUs read the planes once: exponentials are of the largest so far."""
+    """`_sum_by_strips` in one reduction, so that GPUs read the planes once.
+
+    Each partial sum is of exponentials relative to the largest logit so far.
+    """
     dtype = strips[0].dtype
     operands = [
         (strip, jnp.ones_like(strip), jnp.where(_is_label(part, strip, 1), strip, 0))

@@ -236,11 +236,11 @@ def test_only_taps_that_reach_the_map_are_multiplied():
 
 
 @pytest.mark.parametrize(
-    ("name", "stride", "rate"),
-    [("space_to_batch", 1, 2), ("space_to_batch", 1, 5), ("space_to_depth", 2, 1)],
+    ("name", "height", "stride", "rate"),
+    [("space_to_batch", 7, 1, 2), ("space_to_batch", 7, 1, 5), ("space_to_depth", 8, 2, 1)],
 )
-def test_forms_take_rows_that_were_fetched(name, stride, rate):
-    x, kernel = _inputs(((8, 6), 4, 4, 3, stride, rate, 2))
+def test_forms_take_rows_that_were_fetched(name, height, stride, rate):
+    x, kernel = _inputs(((height, 6), 4, 4, 3, stride, rate, 2))
     expected = FORMS["conv"](x, kernel, Geometry(stride, rate, 2, pad_height=rate))
     with_rows = jnp.pad(x, ((0, 0), (rate, rate - stride + 1), (0, 0), (0, 0)))
     actual = FORMS[name](with_rows, kernel, Geometry(stride, rate, 2, pad_height=0))

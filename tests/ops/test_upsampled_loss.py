@@ -123,6 +123,15 @@ def test_gpus_mix_the_strips_again_in_the_gradient(platform, barriers):
     assert module.count("stablehlo.optimization_barrier") == barriers
 
 
+def test_a_loss_that_is_zero_by_rounding_keeps_its_gradient():
+    logits = jnp.zeros((1, 3, 5, 3)).at[..., 0].set(20).at[..., 1].set(2.5)
+    inputs = logits, np.zeros((1, 11, 18), np.int32), np.ones((1, 11, 18), np.float32)
+    losses, gradient = _value_and_gradient(upsampled_pixel_losses)(*inputs)
+    assert (np.asarray(losses) == 0).any()
+    _, expected = _value_and_gradient(_upsample_and_compute)(*inputs)
+    np.testing.assert_allclose(gradient[..., 1], expected[..., 1], rtol=0.01)
+
+
 def test_losses_that_rounding_made_negative_are_zero():
     labels, label_logits = np.zeros((1, 8, 8), np.int32), np.full((1, 8, 8), 40, np.float32)
     losses = upsampled_loss._compute_losses(label_logits - 1e-5, label_logits, labels, 255)
