@@ -120,7 +120,7 @@ def _backward(ignore_label: int, residuals: tuple, dlosses: Array) -> tuple[Arra
         dstrip = dloss[:, None] * (probabilities - _is_label(part, strip, 1))
         drows = tuple(d + w * dstrip if w else d for d, w in zip(drows, weights, strict=True))
 
-    products = tuple(_multiply_by_columns(d, logits.shape[2], logits.dtype) for d in drows)
+    products = tuple(_multiply_columns_transposed(d, logits.shape[2], logits.dtype) for d in drows)
     _, neighbours_vjp = jax.vjp(lambda logits: _neighbours(logits, 1), logits)
     return *neighbours_vjp(products), None
 
@@ -185,7 +185,7 @@ def _multiply_columns(logits: Array, width: int) -> Array:
     return _multiply("bkhw,vw->bkhv", planes, matrix)
 
 
-def _multiply_by_columns(planes: Array, width: int, dtype: DTypeLike) -> Array:
+def _multiply_columns_transposed(planes: Array, width: int, dtype: DTypeLike) -> Array:
     """The gradient of `_multiply_columns`: [B, K, h, W] -> [B, h, width, K] of this dtype."""
     matrix = _create_matrix(width, planes.shape[3], dtype)
     return jnp.transpose(_multiply("bkhv,vw->bkhw", planes, matrix), (0, 2, 3, 1)).astype(dtype)

@@ -76,6 +76,14 @@ def test_half_precision_logits_are_interpolated_in_float32():
     np.testing.assert_allclose(gradient.astype(np.float32), expected_gradient, rtol=0.01, atol=0.01)
 
 
+def test_products_are_of_the_precision_of_the_logits():
+    logits, labels = _inputs("4", jnp.bfloat16)
+    gradient = jax.jit(jax.grad(lambda logits: upsampled_pixel_losses(logits, labels).sum()))
+    module = jax.export.export(gradient, platforms=["cuda"])(logits).mlir_module()
+    operands = re.findall(r"dot_general .*: \(tensor<[\dx]+x(\w+)>, tensor<[\dx]+x(\w+)>", module)
+    assert operands == 4 * [("bf16", "bf16")]  # forwards, and of three neighbouring rows
+
+
 @pytest.mark.usefixtures("form")
 def test_far_logits_do_not_overflow():
     labels = np.zeros((1, 8, 4), np.int32)
